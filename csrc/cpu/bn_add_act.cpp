@@ -1,0 +1,44 @@
+// out = act(norm(x) + residual_norm(residual)): one read of each input, one write.
+#include "dispatch.h"
+#include "launchers.h"
+#include "tiles.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+template <class T, Activation A, class Layout, bool kResidual>
+void bn_add_act_kernel(const BnAddActArgs& a) {
+  using S = Accumulate<T>;
+  const auto* x = static_cast<const T*>(a.x);
+  const auto* residual = static_cast<const T*>(a.residual);
+  auto* out = static_cast<T*>(a.out);
+  const S slope = static_cast<S>(a.activation.negative_slope);
+  const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
+  for_each(Layout::blocks(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
+    Layout::template visit<S>(a.view, block, [&](const auto& tile) {
+      Vector<S> z = Layout::norm(norm, tile.channel)(tile.load(x));
+      if constexpr (kResidual) z += Layout::norm(residual_norm, tile.channel)(tile.load(residual));
+      tile.store(out, activate<A>(z, slope));
+    });
+  });
+}
+
+}  // namespace
+
+void launch_bn_add_act(const BnAddActArgs& a) {
+  visit_dtype(a.dtype, [&](auto type) {
+    visit_activation(a.activation.kind, [&](auto activation) {
+      visit_layout(a.view, [&](auto layout) {
+        using T = typename decltype(type)::type;
+        using Layout = decltype(layout);
+        constexpr Activation A = decltype(activation)::value;
+        a.residual ? bn_add_act_kernel<T, A, Layout, true>(a) : bn_add_act_kernel<T, A, Layout, false>(a);
+      });
+    });
+  });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,70 @@
+// The backward of bn_add_act: z is recomputed, and the channel sums are taken in the pass that writes the gradients.
+#include "dispatch.h"
+#include "launchers.h"
+#include "tiles.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+template <class T, Activation A, class Layout, bool kResidual>
+void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
+  using S = Accumulate<T>;
+  const auto* g_out = static_cast<const T*>(a.g_out);
+  const auto* x = static_cast<const T*>(a.x);
+  const auto* residual = static_cast<const T*>(a.residual);
+  auto* g_x = static_cast<T*>(a.g_x);
+  auto* g_residual = static_cast<T*>(a.g_residual);
+  const S slope = static_cast<S>(a.activation.negative_slope);
+  const int threads = threads_for(a.view.elements(), a.threads);
+  const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
+  const ChannelSums<S, Layout> s(a.view, threads), t(a.view, threads), t_residual(a.view, threads);
+
+  for_each(Layout::blocks(a.view), threads, [&](int part, int64_t block) {
+    Layout::template visit<S>(a.view, block, [&](const auto& tile) {
+      const auto bn = Layout::norm(norm, tile.channel), residual_bn = Layout::norm(residual_norm, tile.channel);
+      const Vector<S> value = tile.load(x);
+      Vector<S> z = bn(value), r{};
+      if constexpr (kResidual) {
+        r = tile.load(residual);
+        z += residual_bn(r);
+      }
+      const Vector<S> p = tile.load(g_out) * activate_derivative<A>(z, slope);
+      s.add(part, tile.channel, p);
+      t.add(part, tile.channel, p * (value - bn.mean));
+      tile.store(g_x, p * bn.scale);
+      if constexpr (kResidual) {
+        t_residual.add(part, tile.channel, p * (r - residual_bn.mean));
+        tile.store(g_residual, p * residual_bn.scale);
+      }
+    });
+    s.flush(part, block);
+    t.flush(part, block);
+    t_residual.flush(part, block);
+  });
+
+  const double* sum_p = s.total();
+  if (a.g_bn) norm.gradients(a.bn, sum_p, t.total(), static_cast<S*>(a.g_bn));
+  if (a.g_residual_bn)
+    residual_norm.gradients(a.residual_bn, sum_p, t_residual.total(), static_cast<S*>(a.g_residual_bn));
+}
+
+}  // namespace
+
+void launch_bn_add_act_backward(const BnAddActBackwardArgs& a) {
+  visit_dtype(a.dtype, [&](auto type) {
+    visit_activation(a.activation.kind, [&](auto activation) {
+      visit_layout(a.view, [&](auto layout) {
+        using T = typename decltype(type)::type;
+        using Layout = decltype(layout);
+        constexpr Activation A = decltype(activation)::value;
+        a.residual ? bn_add_act_backward_kernel<T, A, Layout, true>(a)
+                   : bn_add_act_backward_kernel<T, A, Layout, false>(a);
+      });
+    });
+  });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,24 @@
+// The table of this instruction set's build.
+#include "launchers.h"
+
+#define FUSED_RESNET_STRING_OF(x) #x
+#define FUSED_RESNET_STRING(x) FUSED_RESNET_STRING_OF(x)
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+const Kernels& kernels() {
+  static constexpr Kernels table{
+      FUSED_RESNET_STRING(FUSED_RESNET_TARGET),
+      launch_channel_stats,
+      launch_channel_stats_backward,
+      launch_bn_add_act,
+      launch_bn_add_act_backward,
+      launch_bn_act_max_pool,
+      launch_bn_act_max_pool_backward,
+  };
+  return table;
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

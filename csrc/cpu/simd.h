@@ -1,0 +1,155 @@
+// Vectors of a lane count that the instruction set decides, over the vector extensions of GCC and Clang.
+//
+// Kernels are written once against Vector<S>. In the baseline build it is the scalar S itself: that build is the
+// specification which the wider ones are tested against.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "float16.h"
+
+#ifndef FUSED_RESNET_VECTOR_BYTES
+#error "compile with -DFUSED_RESNET_VECTOR_BYTES=0 (scalar), 16, 32 or 64"
+#endif
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+template <class S>
+constexpr int kLanes = FUSED_RESNET_VECTOR_BYTES == 0 ? 1 : FUSED_RESNET_VECTOR_BYTES / static_cast<int>(sizeof(S));
+
+template <class S, int N>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(sizeof(S) * N)));
+};
+template <class S>
+struct VectorOf<S, 1> {
+  using type = S;
+};
+
+// A register of float or double, which tensors of every type are computed in.
+template <class S>
+using Vector = typename VectorOf<S, kLanes<S>>::type;
+
+// The type that a stored type is computed and summed in.
+template <class T>
+using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// Lane by lane value conversion between vectors of N lanes.
+template <class To, int N, class From>
+inline typename VectorOf<To, N>::type convert(From v) {
+  if constexpr (N == 1) {
+    return static_cast<To>(v);
+  } else {
+    return __builtin_convertvector(v, typename VectorOf<To, N>::type);
+  }
+}
+
+template <class S>
+inline Vector<S> broadcast(S s) {
+  return Vector<S>{} + s;
+}
+
+// kLanes elements of a tensor, widened to its accumulation type.
+template <class T>
+inline Vector<Accumulate<T>> load(const T* p) {
+  using S = Accumulate<T>;
+  constexpr int N = kLanes<S>;
+  if constexpr (std::is_same_v<T, S>) {
+    Vector<S> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    typename VectorOf<uint16_t, N>::type bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    return bit_cast<Vector<float>>(convert<uint32_t, N>(bits) << 16);
+  } else {
+    static_assert(std::is_same_v<T, Float16>);
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+    return bit_cast<Vector<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__) && FUSED_RESNET_VECTOR_BYTES == 32
+    return bit_cast<Vector<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    float lanes[N];
+    for (int i = 0; i < N; ++i) lanes[i] = to_float(p[i]);
+    return load(lanes);
+#endif
+  }
+}
+
+// Rounds to nearest even, as PyTorch does.
+template <class T>
+inline void store(T* p, Vector<Accumulate<T>> v) {
+  using S = Accumulate<T>;
+  constexpr int N = kLanes<S>;
+  if constexpr (std::is_same_v<T, S>) {
+    std::memcpy(p, &v, sizeof(v));
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    using Bits = typename VectorOf<uint32_t, N>::type;
+    const Bits bits = bit_cast<Bits>(v), quiet_nan = Bits{} + 0x7fc0u;
+    const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const auto narrow = convert<uint16_t, N>(v != v ? quiet_nan : rounded);
+    std::memcpy(p, &narrow, sizeof(narrow));
+  } else {
+    static_assert(std::is_same_v<T, Float16>);
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && FUSED_RESNET_VECTOR_BYTES == 32
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    float lanes[N];
+    store(lanes, v);
+    for (int i = 0; i < N; ++i) p[i] = to_float16(lanes[i]);
+#endif
+  }
+}
+
+// The first `n` lanes only; the others are 0.
+template <class T>
+inline Vector<Accumulate<T>> load(const T* p, int n) {
+  constexpr int N = kLanes<Accumulate<T>>;
+  if (n == N) return load(p);
+  T lanes[N] = {};
+  std::memcpy(lanes, p, n * sizeof(T));
+  return load(lanes);
+}
+
+template <class T>
+inline void store(T* p, Vector<Accumulate<T>> v, int n) {
+  constexpr int N = kLanes<Accumulate<T>>;
+  if (n == N) return store(p, v);
+  T lanes[N];
+  store(lanes, v);
+  std::memcpy(p, lanes, n * sizeof(T));
+}
+
+// Small whole numbers, one byte each, as lanes of S.
+template <class S>
+inline Vector<S> load_bytes(const uint8_t* p, int n) {
+  uint8_t bytes[kLanes<S>] = {};
+  std::memcpy(bytes, p, n);
+  return convert<S, kLanes<S>>(bit_cast<typename VectorOf<uint8_t, kLanes<S>>::type>(bytes));
+}
+
+template <class S>
+inline void store_bytes(uint8_t* p, Vector<S> v, int n) {
+  const auto bytes = convert<uint8_t, kLanes<S>>(v);
+  std::memcpy(p, &bytes, n);
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,179 @@
+// How pointwise kernels walk an image: in memory order, one register at a time, such that one kernel body serves both
+// layouts.
+//
+// The work is cut into blocks: in channels_last a few rows of C channels, in contiguous layout one channel's plane.
+// Vectors of channels and running sums stay in L1. (Walking down a column of rows instead keeps them in registers, but
+// the prefetcher loses track, and rows of 1024 channels fall into one set of L1: half the speed.)
+#pragma once
+
+#include "batch_norm.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+// Where a register's elements are. Only the last channels of a row or the end of a plane fill it in part; which case it
+// is, is known at compile time.
+template <bool kFull>
+struct Tile {
+  int64_t offset;   // of the first element
+  int64_t channel;  // of the first element
+  int lanes;
+
+  template <class T>
+  Vector<Accumulate<T>> load(const T* p) const {
+    if constexpr (kFull)
+      return fused_resnet::load(p + offset);
+    else
+      return fused_resnet::load(p + offset, lanes);
+  }
+
+  template <class T>
+  void store(T* p, Vector<Accumulate<T>> v) const {
+    if constexpr (kFull)
+      fused_resnet::store(p + offset, v);
+    else
+      fused_resnet::store(p + offset, v, lanes);
+  }
+
+  // v, with zeros in the lanes that hold no element.
+  template <class S>
+  Vector<S> only_elements(Vector<S> v) const {
+    if constexpr (kFull) return v;
+    S elements[kLanes<S>];
+    fused_resnet::store(elements, v);
+    return fused_resnet::load(elements, lanes);
+  }
+};
+
+// Lanes are consecutive channels.
+struct ChannelsLast {
+  // A sum in float runs over this many elements before it joins one in double.
+  static constexpr int64_t kRows = 64;
+
+  static int64_t blocks(const ChannelView& v) { return (v.outer + kRows - 1) / kRows; }
+
+  static int64_t first_channel(const ChannelView&, int64_t) { return 0; }
+
+  static int64_t elements_per_channel(const ChannelView& v, int64_t block) {
+    const int64_t left = v.outer - block * kRows;
+    return left < kRows ? left : kRows;
+  }
+
+  // Calls f(tile) for each register of a block.
+  template <class S, class F>
+  static void visit(const ChannelView& v, int64_t block, const F& f) {
+    const int64_t begin = block * kRows, end = begin + elements_per_channel(v, block);
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t c = 0;
+      for (; c + kLanes<S> <= v.channels; c += kLanes<S>) f(Tile<true>{row * v.channels + c, c, kLanes<S>});
+      if (c < v.channels) f(Tile<false>{row * v.channels + c, c, static_cast<int>(v.channels - c)});
+    }
+  }
+
+  template <class S>
+  static NormVector<S> norm(const Norm<S>& norm, int64_t channel) {
+    return norm.channels_from(channel);
+  }
+
+  // Sums over a block are kept one for each channel.
+  static int64_t sums(int64_t channels) { return channels; }
+  static int64_t sum_of(int64_t channel) { return channel; }
+
+  // Calls f(channel, first, count) for each channel of a block: its sums are `count` from `first` on.
+  template <class S, class F>
+  static void for_channels(const ChannelView& v, int64_t, const F& f) {
+    for (int64_t c = 0; c < v.channels; ++c) f(c, c, 1);
+  }
+};
+
+// Lanes are consecutive pixels of one channel.
+struct Contiguous {
+  static int64_t blocks(const ChannelView& v) { return v.outer * v.channels; }
+
+  static int64_t first_channel(const ChannelView& v, int64_t block) { return block % v.channels; }
+
+  static int64_t elements_per_channel(const ChannelView& v, int64_t) { return v.inner; }
+
+  template <class S, class F>
+  static void visit(const ChannelView& v, int64_t block, const F& f) {
+    const int64_t begin = block * v.inner, channel = block % v.channels;
+    int64_t i = 0;
+    for (; i + kLanes<S> <= v.inner; i += kLanes<S>) f(Tile<true>{begin + i, channel, kLanes<S>});
+    if (i < v.inner) f(Tile<false>{begin + i, channel, static_cast<int>(v.inner - i)});
+  }
+
+  template <class S>
+  static NormVector<S> norm(const Norm<S>& norm, int64_t channel) {
+    return norm.channel(channel);
+  }
+
+  // Sums over a block are kept one for each lane.
+  static int64_t sums(int64_t) { return 1; }
+  static int64_t sum_of(int64_t) { return 0; }
+
+  template <class S, class F>
+  static void for_channels(const ChannelView& v, int64_t block, const F& f) {
+    f(block % v.channels, 0, kLanes<S>);
+  }
+};
+
+template <class F>
+inline void visit_layout(const ChannelView& view, const F& f) {
+  if (view.inner == 1) return f(ChannelsLast{});
+  f(Contiguous{});
+}
+
+// Adds up `count` sums in double, and clears them.
+template <class S>
+inline double take(S* sums, int count) {
+  double total = 0;
+  for (int i = 0; i < count; ++i) {
+    total += sums[i];
+    sums[i] = 0;
+  }
+  return total;
+}
+
+// A sum over each channel: in float over a block, in double over a thread's blocks, and over threads in their order.
+template <class S, class Layout>
+class ChannelSums {
+ public:
+  ChannelSums(const ChannelView& view, int threads)
+      : view_(view),
+        threads_(threads),
+        block_stride_(padded(Layout::sums(view.channels))),
+        channel_stride_(padded(view.channels)),
+        block_(block_stride_ * threads),
+        channel_(channel_stride_ * threads) {}
+
+  void add(int thread, int64_t channel, Vector<S> v) const {
+    S* sum = block_.get() + thread * block_stride_ + Layout::sum_of(channel);
+    store(sum, load(sum) + v);
+  }
+
+  void flush(int thread, int64_t block) const {
+    S* sums = block_.get() + thread * block_stride_;
+    double* totals = channel_.get() + thread * channel_stride_;
+    Layout::template for_channels<S>(
+        view_, block, [&](int64_t c, int64_t first, int count) { totals[c] += take(sums + first, count); });
+  }
+
+  const double* total() const {
+    double* sums = channel_.get();
+    for (int thread = 1; thread < threads_; ++thread)
+      for (int64_t c = 0; c < view_.channels; ++c) sums[c] += sums[thread * channel_stride_ + c];
+    return sums;
+  }
+
+ private:
+  static int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
+
+  ChannelView view_;
+  int threads_;
+  int64_t block_stride_, channel_stride_;
+  Scratch<S> block_;
+  Scratch<double> channel_;
+};
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,127 @@
+"""The backends and the choice between them.
+
+A backend is a module with the functions of :mod:`.reference` and no state. The default is the first available one of
+``DEFAULT_ORDER`` for the device; :func:`use_backend` or the environment variable ``FUSED_RESNET_BACKEND`` ask for one
+by name. A case that a backend lacks goes to ``reference``, with one warning for each reason: see :func:`fallbacks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .arguments import MaxPool
+
+__all__ = ["Backend", "available_backends", "backends", "choose", "fallbacks", "requested_backend", "use_backend"]
+
+
+class Backend(NamedTuple):
+    """A backend's name, the module that implements it, the device types it serves and why it is absent, if it is."""
+
+    name: str
+    module: str
+    devices: tuple[str, ...]
+    unavailable: str | None
+
+
+DEFAULT_ORDER = {"cpu": ("cpu", "reference")}
+
+_requested: ContextVar[str | None] = ContextVar("fused_resnet_backend", default=None)
+_fallbacks: dict[str, int] = {}
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """Every backend by name, those absent on this machine with the reason."""
+    return {
+        "reference": Backend("reference", "reference", ("cpu", "cuda", "meta"), None),
+        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu")),
+    }
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine."""
+    return tuple(name for name, backend in backends().items() if backend.unavailable is None)
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Within this context ops run on the backend of that name, their backward too; None leaves it to the device.
+
+    Raises ValueError for a name that is unknown or not available. A compiled model asks at run time, so the context
+    counts there as it does in eager mode.
+    """
+    token = _requested.set(name if name is None else _checked(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def requested_backend() -> str | None:
+    """The name asked for by :func:`use_backend` or ``FUSED_RESNET_BACKEND``, else None."""
+    name = _requested.get()
+    if name is None and (name := os.environ.get("FUSED_RESNET_BACKEND") or None):
+        _checked(name, "FUSED_RESNET_BACKEND")
+    return name
+
+
+def choose(op: str, x: Tensor, pool: MaxPool | None = None) -> Callable[..., Any]:
+    """The function that computes ``op`` for ``x`` [N, C, H, W], of the backend asked for or the device's default."""
+    name = requested_backend() or _default(x.device.type)
+    backend = backends()[name]
+    if x.device.type in backend.devices:
+        reason = _module(name).unsupported(op, x, pool)
+    else:
+        reason = f"serves {', '.join(backend.devices)} tensors, not {x.device.type}"
+    if reason is not None:
+        _report_fallback(f"backend {name!r}, {op}: {reason}")
+        name = "reference"
+    return getattr(_module(name), op)
+
+
+def fallbacks() -> dict[str, int]:
+    """What went to ``reference`` for want of a kernel: reason and number of calls."""
+    return dict(_fallbacks)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in backends():
+        raise ValueError(f"{source}: expected a backend of {', '.join(backends())}, got {name!r}")
+    reason = backends()[name].unavailable
+    if reason is not None:
+        raise ValueError(f"{source}: backend {name!r} is not available here: {reason}")
+    return name
+
+
+@cache
+def _default(device: str) -> str:
+    return next((name for name in DEFAULT_ORDER.get(device, ()) if name in available_backends()), "reference")
+
+
+@cache
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{backends()[name].module}", __name__)
+
+
+def _why_not_importable(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def _report_fallback(reason: str) -> None:
+    if reason not in _fallbacks:
+        _fallbacks[reason] = 0
+        warnings.warn(f"fused_resnet runs on the reference path: {reason}", RuntimeWarning, stacklevel=2)
+    _fallbacks[reason] += 1

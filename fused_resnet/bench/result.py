@@ -1,0 +1,24 @@
+"""What a benchmark gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["BenchResult"]
+
+
+@dataclass
+class BenchResult:
+    """``rows``: one for each model, allocator and variant (fields as in :func:`.summary.row`); ``environment``: how and where.
+
+    ``interrupted`` tells that Ctrl-C ended the run, so that rows are missing or rest on fewer rounds.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"environment": {...}, "rows": [...]}``, ready for ``json.dump``."""
+        return {"environment": self.environment | {"interrupted": self.interrupted}, "rows": self.rows}

@@ -1,0 +1,93 @@
+"""Builds the native modules of fused_resnet with ninja; everything else about the package is in pyproject.toml.
+
+``fused_resnet._cpu`` compiles its kernels once for each instruction set of the processor family and chooses at run time.
+No torch is needed: the modules take addresses, not tensors. Environment variables:
+
+CXX
+    The C++ compiler (g++ or clang++; C++17, OpenMP, vector extensions). Without one the package installs as pure Python.
+FUSED_RESNET_NATIVE=0
+    Leaves the native modules out on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+KERNELS = ("bn_act_max_pool", "bn_add_act", "bn_add_act_backward", "channel_stats", "kernels")
+
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+X86 = {"baseline": (0, ""), "avx2": (32, AVX2), "avx512": (64, AVX512)}
+ARM = {"baseline": (0, ""), "neon": (16, "")}
+# Instruction sets by machine: the bytes of a vector (0: scalar) and the compiler's options.
+TARGETS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}
+
+# -Wno-maybe-uninitialized: GCC's own AVX-512 header warns.
+FLAGS = (
+    "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+)
+
+
+def compiler() -> str | None:
+    """The C++ compiler to use, or None."""
+    if os.environ.get("FUSED_RESNET_NATIVE") == "0":
+        return None
+    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((c for c in candidates if c and shutil.which(c.split()[0])), None)
+
+
+class NinjaBuild(build_ext):
+    """Compiles each extension's ninja file instead of calling the compiler from Python."""
+
+    def build_extension(self, ext: Extension) -> None:
+        from ninja import BIN_DIR
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve() / ext.name
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_ninja_file(build / "build.ninja", target)
+        subprocess.run([shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(build)], check=True)
+
+
+def write_ninja_file(path: Path, target: Path) -> None:
+    """The build of ``fused_resnet._cpu``: kernels once per instruction set, the choice and the binding once."""
+    import pybind11
+    from ninja.ninja_syntax import Writer
+
+    cpu = ROOT / "csrc" / "cpu"
+    includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
+    with path.open("w") as file:
+        n = Writer(file, width=120)
+        n.variable("cxx", compiler())
+        n.rule("compile", f"$cxx {FLAGS} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("link", "$cxx -shared -fopenmp -s $in -o $out")
+        objects: list[str] = []
+        for isa, (vector_bytes, options) in TARGETS[platform.machine()].items():
+            flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
+            for kernel in KERNELS:
+                source = str(cpu / f"{kernel}.cpp")
+                objects += n.build(f"{isa}/{kernel}.o", "compile", source, variables={"flags": flags})
+        for unit in ("isa", "bindings"):
+            objects += n.build(f"{unit}.o", "compile", str(cpu / f"{unit}.cpp"), variables={"flags": includes})
+        n.build(str(target), "link", objects)
+
+
+def extensions() -> list[Extension]:
+    """The native modules that this machine can build."""
+    if compiler() is None or platform.system() != "Linux" or platform.machine() not in TARGETS:
+        return []
+    sources = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.suffix in (".cpp", ".h")]
+    return [Extension("fused_resnet._cpu", sources)]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})

@@ -1,0 +1,35 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fused_resnet.backends import available_backends, use_backend
+
+# Each backend, the CPU one with every instruction set this processor has.
+TARGETS = ["reference"]
+if "cpu" in available_backends():
+    from fused_resnet.backends import cpu
+
+    TARGETS += [f"cpu-{isa}" for isa in cpu.supported_isas()]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each backend and instruction set."""
+    name, _, isa = request.param.partition("-")
+    before = cpu.isa() if isa else None
+    if isa:
+        cpu.set_isa(isa)
+    with use_backend(name):
+        yield request.param
+    if before:
+        cpu.set_isa(before)
