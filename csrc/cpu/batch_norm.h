@@ -26,7 +26,7 @@ class Norm {
   // scale(c) and bias(c) give the vectors' elements; mean null is 0.
   template <class Scale, class Bias>
   Norm(int64_t channels, const void* mean, const Scale& scale, const Bias& bias)
-      : channels_(channels), padded_((channels + kLanes<S> - 1) / kLanes<S> * kLanes<S>), data_(3 * padded_) {
+      : channels_(channels), padded_(skewed(channels)), data_(3 * padded_) {
     for (int64_t c = 0; c < channels; ++c) {
       data_.get()[c] = mean ? static_cast<const S*>(mean)[c] : S(0);
       data_.get()[padded_ + c] = scale(c);
@@ -69,6 +69,9 @@ class Norm {
   }
 
  private:
+  // Whole registers, and two cache lines more: vectors a multiple of 4 KiB apart would share one set of L1.
+  static int64_t skewed(int64_t n) { return (n + 63) / 64 * 64 + 32; }
+
   int64_t channels_, padded_;
   Scratch<S> data_;
 };

@@ -13,14 +13,16 @@ using namespace fused_resnet;
 
 namespace {
 
-using Address = std::uintptr_t;                                              // of a tensor's data; 0 for none
-using View = std::tuple<int64_t, int64_t, int64_t>;                          // outer, channels, inner
-using Norm = std::tuple<Address, Address, Address, Address, double>;         // mean, var, weight, bias, eps
-using Act = std::tuple<int, double>;                                         // number, negative_slope
-using Pool = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,  // N, H, W, C, OH, OW
+using Address = std::uintptr_t;                                                 // of a tensor's data; 0 for none
+using View = std::tuple<int64_t, int64_t, int64_t>;                             // outer, channels, inner
+using Norm = std::tuple<Address, Address, Address, Address, double>;            // mean, var, weight, bias, eps
+using Act = std::tuple<int, double>;                                            // number, negative_slope
+using Pool = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   // N, H, W, C, OH, OW
                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;  // kernel, stride, padding
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+void* pointer(Address address) {
+  return reinterpret_cast<void*>(address);
+}
 
 template <class Plain, class Tuple>
 Plain unpack(const Tuple& fields) {
@@ -32,7 +34,9 @@ BatchNormArgs batch_norm(const Norm& n) {
   return {pointer(mean), pointer(var), pointer(weight), pointer(bias), eps};
 }
 
-ActivationArgs activation(const Act& a) { return {static_cast<Activation>(std::get<0>(a)), std::get<1>(a)}; }
+ActivationArgs activation(const Act& a) {
+  return {static_cast<Activation>(std::get<0>(a)), std::get<1>(a)};
+}
 
 void channel_stats(int dtype, const View& view, int threads, Address x, Address mean, Address var) {
   active_kernels().channel_stats(
@@ -66,8 +70,8 @@ void bn_act_max_pool(int dtype, const Act& act, const Pool& shape, int threads, 
                                     batch_norm(bn), pointer(out), static_cast<uint8_t*>(pointer(indices))});
 }
 
-void bn_act_max_pool_backward(int dtype, const Act& act, const Pool& shape, int threads, Address g_out,
-                              Address indices, Address x, const Norm& bn, Address g_x, Address g_bn) {
+void bn_act_max_pool_backward(int dtype, const Act& act, const Pool& shape, int threads, Address g_out, Address indices,
+                              Address x, const Norm& bn, Address g_x, Address g_bn) {
   active_kernels().bn_act_max_pool_backward({DType(dtype), activation(act), unpack<PoolShape>(shape), threads,
                                              pointer(g_out), static_cast<const uint8_t*>(pointer(indices)), pointer(x),
                                              batch_norm(bn), pointer(g_x), pointer(g_bn)});

@@ -16,7 +16,7 @@ void bn_add_act_kernel(const BnAddActArgs& a) {
   auto* out = static_cast<T*>(a.out);
   const S slope = static_cast<S>(a.activation.negative_slope);
   const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
-  for_each(Layout::blocks(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
+  for_each(Layout::template blocks<S>(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
     Layout::template visit<S>(a.view, block, [&](const auto& tile) {
       Vector<S> z = Layout::norm(norm, tile.channel)(tile.load(x));
       if constexpr (kResidual) z += Layout::norm(residual_norm, tile.channel)(tile.load(residual));

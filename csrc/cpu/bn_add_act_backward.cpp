@@ -21,7 +21,7 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
   const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
   const ChannelSums<S, Layout> s(a.view, threads), t(a.view, threads), t_residual(a.view, threads);
 
-  for_each(Layout::blocks(a.view), threads, [&](int part, int64_t block) {
+  for_each(Layout::template blocks<S>(a.view), threads, [&](int part, int64_t block) {
     Layout::template visit<S>(a.view, block, [&](const auto& tile) {
       const auto bn = Layout::norm(norm, tile.channel), residual_bn = Layout::norm(residual_norm, tile.channel);
       const Vector<S> value = tile.load(x);

@@ -50,9 +50,9 @@ void add(S* sum, Vector<S> v) {
 template <class T, class Layout, class S = Accumulate<T>>
 void join_block(const T* x, const ChannelView& view, int64_t block, const BlockSums<S>& sums, int thread,
                 const Moments& moments) {
-  const double n = static_cast<double>(Layout::elements_per_channel(view, block)), each = 1 / n;
-  Layout::template visit<S>(
-      view, block, [&](const auto& tile) { add(sums.x.get() + Layout::sum_of(tile.channel), tile.load(x)); });
+  const double n = static_cast<double>(Layout::template elements_per_channel<S>(view, block)), each = 1 / n;
+  Layout::template visit<S>(view, block,
+                            [&](const auto& tile) { add(sums.x.get() + Layout::sum_of(tile.channel), tile.load(x)); });
   Layout::template for_channels<S>(view, block, [&](int64_t, int64_t first, int count) {
     const S mean = static_cast<S>(take(sums.x.get() + first, count) * each);
     for (int i = 0; i < count; ++i) sums.mean.get()[first + i] = mean;
@@ -64,7 +64,7 @@ void join_block(const T* x, const ChannelView& view, int64_t block, const BlockS
     add(sums.d2.get() + at, d * d);
   });
   // All channels of a block have seen as many elements so far.
-  const double known = moments.count(thread)[Layout::first_channel(view, block)], weight = n / (known + n);
+  const double known = moments.count(thread)[Layout::template first_channel<S>(view, block)], weight = n / (known + n);
   Layout::template for_channels<S>(view, block, [&](int64_t c, int64_t first, int count) {
     // The rounding of the mean is in the sum of d.
     const double d = take(sums.d.get() + first, count), d2 = take(sums.d2.get() + first, count);
@@ -83,7 +83,7 @@ void channel_stats_kernel(const ChannelStatsArgs& a) {
   if (a.view.elements() > 0) {
     parallel(threads, [&](int part, int parts) {
       const BlockSums<S> sums(Layout::sums(channels));
-      const Range range = share(Layout::blocks(a.view), part, parts);
+      const Range range = share(Layout::template blocks<S>(a.view), part, parts);
       for (int64_t block = range.begin; block < range.end; ++block)
         join_block<T, Layout>(x, a.view, block, sums, part, moments);
     });
@@ -111,7 +111,7 @@ void channel_stats_backward_kernel(const ChannelStatsBackwardArgs& a) {
   const Norm<S> norm(
       a.view.channels, a.y_mean, [&](int64_t c) { return 2 * each * g_var[c]; },
       [&](int64_t c) { return each * g_mean[c]; });
-  for_each(Layout::blocks(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
+  for_each(Layout::template blocks<S>(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
     Layout::template visit<S>(a.view, block, [&](const auto& tile) {
       tile.store(g, tile.load(g_y) + Layout::norm(norm, tile.channel)(tile.load(y)));
     });
@@ -122,9 +122,8 @@ void channel_stats_backward_kernel(const ChannelStatsBackwardArgs& a) {
 
 void launch_channel_stats(const ChannelStatsArgs& a) {
   visit_dtype(a.dtype, [&](auto type) {
-    visit_layout(a.view, [&](auto layout) {
-      channel_stats_kernel<typename decltype(type)::type, decltype(layout)>(a);
-    });
+    visit_layout(a.view,
+                 [&](auto layout) { channel_stats_kernel<typename decltype(type)::type, decltype(layout)>(a); });
   });
 }
 

@@ -68,6 +68,8 @@ const Kernels& active_kernels() {
   return *kernels;
 }
 
-void set_isa(const std::string& name) { active.store(find(name), std::memory_order_release); }
+void set_isa(const std::string& name) {
+  active.store(find(name), std::memory_order_release);
+}
 
 }  // namespace fused_resnet

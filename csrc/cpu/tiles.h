@@ -1,9 +1,10 @@
 // How pointwise kernels walk an image: in memory order, one register at a time, such that one kernel body serves both
 // layouts.
 //
-// The work is cut into blocks: in channels_last a few rows of C channels, in contiguous layout one channel's plane.
-// Vectors of channels and running sums stay in L1. (Walking down a column of rows instead keeps them in registers, but
-// the prefetcher loses track, and rows of 1024 channels fall into one set of L1: half the speed.)
+// The work is cut into blocks, over which a sum in float runs before it joins one in double: in channels_last some rows
+// of C channels, in contiguous layout a stretch of one channel's plane, either way 64 elements a lane. Vectors of
+// channels and running sums stay in L1. (Walking down a column of rows instead keeps them in registers, but the
+// prefetcher loses track, and rows of 1024 channels fall into one set of L1: half the speed.)
 #pragma once
 
 #include "batch_norm.h"
@@ -47,13 +48,19 @@ struct Tile {
 
 // Lanes are consecutive channels.
 struct ChannelsLast {
-  // A sum in float runs over this many elements before it joins one in double.
   static constexpr int64_t kRows = 64;
 
-  static int64_t blocks(const ChannelView& v) { return (v.outer + kRows - 1) / kRows; }
+  template <class S>
+  static int64_t blocks(const ChannelView& v) {
+    return (v.outer + kRows - 1) / kRows;
+  }
 
-  static int64_t first_channel(const ChannelView&, int64_t) { return 0; }
+  template <class S>
+  static int64_t first_channel(const ChannelView&, int64_t) {
+    return 0;
+  }
 
+  template <class S>
   static int64_t elements_per_channel(const ChannelView& v, int64_t block) {
     const int64_t left = v.outer - block * kRows;
     return left < kRows ? left : kRows;
@@ -62,7 +69,7 @@ struct ChannelsLast {
   // Calls f(tile) for each register of a block.
   template <class S, class F>
   static void visit(const ChannelView& v, int64_t block, const F& f) {
-    const int64_t begin = block * kRows, end = begin + elements_per_channel(v, block);
+    const int64_t begin = block * kRows, end = begin + elements_per_channel<S>(v, block);
     for (int64_t row = begin; row < end; ++row) {
       int64_t c = 0;
       for (; c + kLanes<S> <= v.channels; c += kLanes<S>) f(Tile<true>{row * v.channels + c, c, kLanes<S>});
@@ -88,18 +95,43 @@ struct ChannelsLast {
 
 // Lanes are consecutive pixels of one channel.
 struct Contiguous {
-  static int64_t blocks(const ChannelView& v) { return v.outer * v.channels; }
+  template <class S>
+  static constexpr int64_t kStretch = 64 * kLanes<S>;
 
-  static int64_t first_channel(const ChannelView& v, int64_t block) { return block % v.channels; }
+  template <class S>
+  static int64_t blocks_per_plane(const ChannelView& v) {
+    return (v.inner + kStretch<S> - 1) / kStretch<S>;
+  }
 
-  static int64_t elements_per_channel(const ChannelView& v, int64_t) { return v.inner; }
+  template <class S>
+  static int64_t blocks(const ChannelView& v) {
+    return v.outer * v.channels * blocks_per_plane<S>(v);
+  }
+
+  template <class S>
+  static int64_t first_channel(const ChannelView& v, int64_t block) {
+    return block / blocks_per_plane<S>(v) % v.channels;
+  }
+
+  // Where the block begins in its plane.
+  template <class S>
+  static int64_t first_pixel(const ChannelView& v, int64_t block) {
+    return block % blocks_per_plane<S>(v) * kStretch<S>;
+  }
+
+  template <class S>
+  static int64_t elements_per_channel(const ChannelView& v, int64_t block) {
+    const int64_t left = v.inner - first_pixel<S>(v, block);
+    return left < kStretch<S> ? left : kStretch<S>;
+  }
 
   template <class S, class F>
   static void visit(const ChannelView& v, int64_t block, const F& f) {
-    const int64_t begin = block * v.inner, channel = block % v.channels;
+    const int64_t begin = block / blocks_per_plane<S>(v) * v.inner + first_pixel<S>(v, block);
+    const int64_t n = elements_per_channel<S>(v, block), channel = first_channel<S>(v, block);
     int64_t i = 0;
-    for (; i + kLanes<S> <= v.inner; i += kLanes<S>) f(Tile<true>{begin + i, channel, kLanes<S>});
-    if (i < v.inner) f(Tile<false>{begin + i, channel, static_cast<int>(v.inner - i)});
+    for (; i + kLanes<S> <= n; i += kLanes<S>) f(Tile<true>{begin + i, channel, kLanes<S>});
+    if (i < n) f(Tile<false>{begin + i, channel, static_cast<int>(n - i)});
   }
 
   template <class S>
@@ -113,7 +145,7 @@ struct Contiguous {
 
   template <class S, class F>
   static void for_channels(const ChannelView& v, int64_t block, const F& f) {
-    f(block % v.channels, 0, kLanes<S>);
+    f(first_channel<S>(v, block), 0, kLanes<S>);
   }
 };
 
@@ -166,7 +198,8 @@ class ChannelSums {
   }
 
  private:
-  static int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
+  // Whole registers, and a few cache lines more, for the sums of two objects not to share one set of L1.
+  static int64_t padded(int64_t n) { return (n + 63) / 64 * 64 + 96; }
 
   ChannelView view_;
   int threads_;

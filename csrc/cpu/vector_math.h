@@ -19,10 +19,18 @@ inline Vector<S> by_lane(Vector<S> v, F f) {
 
 #if FUSED_RESNET_VECTOR_BYTES == 0
 
-inline float exp(float v) { return std::exp(v); }
-inline double exp(double v) { return std::exp(v); }
-inline float erf(float v) { return std::erf(v); }
-inline double erf(double v) { return std::erf(v); }
+inline float exp(float v) {
+  return std::exp(v);
+}
+inline double exp(double v) {
+  return std::exp(v);
+}
+inline float erf(float v) {
+  return std::erf(v);
+}
+inline double erf(double v) {
+  return std::erf(v);
+}
 
 #else
 
@@ -36,7 +44,7 @@ inline Vector<double> erf(Vector<double> v) {
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial is Cephes' expf (S. Moshier, 1989).
 inline Vector<float> exp(Vector<float> x) {
   using V = Vector<float>;
-  using I = VectorOf<int32_t, kLanes<float>>::type;
+  using I = VectorOf<int32_t, kLanes<float> >::type;
   const V low = broadcast(-87.0f), high = broadcast(88.5f);
   V clamped = x < low ? low : x;
   clamped = clamped > high ? high : clamped;
@@ -49,7 +57,7 @@ inline Vector<float> exp(Vector<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const I exponent = (convert<int32_t, kLanes<float>>(n) + 127) << 23;
+  const I exponent = (convert<int32_t, kLanes<float> >(n) + 127) << 23;
   const V result = p * bit_cast<V>(exponent);
   return x != x ? x : result;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ from .variants import VARIANTS
 __all__ = ["Answer", "Trial"]
 
 
-class Answer(TypedDict):
+class Answer(TypedDict, total=False):
     """What a variant computes for the common input, on the CPU; without loss and gradients in mode infer."""
 
     logits: Tensor  # [N, classes, ...]
-    loss: NotRequired[Tensor]  # []
-    gradients: NotRequired[list[Tensor]]  # of each parameter that has requires_grad, in the order of model.parameters()
+    loss: Tensor  # []
+    gradients: list[Tensor]  # of each parameter that has requires_grad, in the order of model.parameters()
 
 
 class Trial:

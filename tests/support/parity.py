@@ -1,0 +1,124 @@
+"""Whole modules against their stock twins: the same step, and every tensor that comes out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fused_resnet
+from support.oracle import relative_error
+
+__all__ = [
+    "assert_buffers_equal",
+    "assert_buffers_match",
+    "assert_parity",
+    "classify",
+    "randomise_batch_norms",
+    "results",
+    "smooth",
+    "stock_twin",
+]
+
+Step = Callable[[nn.Module], dict[str, Tensor]]
+
+
+def stock_twin(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in plain PyTorch."""
+    twin = copy.deepcopy(model)
+    fused_resnet.unfuse(twin)
+    return twin
+
+
+def results(model: nn.Module, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``outputs``, and the gradients and buffers of ``model``, by name."""
+    gradients = {f"grad of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return {name: t.detach() for name, t in outputs.items()} | gradients | buffers
+
+
+def classify(x: Tensor, target: Tensor) -> Step:
+    """A step of a classifier on ``x`` [N, C, H, W] and ``target`` [N]: forward, cross entropy, backward."""
+
+    def step(model: nn.Module) -> dict[str, Tensor]:
+        output = model(x.to(next(model.parameters()).dtype))
+        loss = F.cross_entropy(output, target)
+        loss.backward()
+        return results(model, {"output": output, "loss": loss})
+
+    return step
+
+
+def assert_parity(model: nn.Module, step: Step, gradient_atol: float = 1e-6) -> None:
+    """Every tensor of ``step`` is as near to float64 for the fused ``model`` as for its stock twin.
+
+    ``error <= 2 * error of stock + 1e-6``, where stock runs in both memory formats and the larger error counts, and a
+    scalar, whose error may be small by luck, is held to that of the output too.
+    """
+    twin = stock_twin(model)
+    reference = step(copy.deepcopy(twin).double())
+    allowed = dict.fromkeys(reference, 0.0)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        stock = step(copy.deepcopy(twin).to(memory_format=memory_format))
+        assert stock.keys() == reference.keys()
+        for name, want in reference.items():
+            allowed[name] = max(allowed[name], relative_error(stock[name], want))
+    ours = step(model)
+    assert ours.keys() == reference.keys()
+    for name, want in reference.items():
+        got = ours[name]
+        assert got.shape == want.shape, f"{name}: expected shape {list(want.shape)}, got {list(got.shape)}"
+        if not want.is_floating_point():
+            assert torch.equal(got, want), f"{name}: expected {want}, got {got}"
+            continue
+        stock_error = max(allowed[name], allowed["output"] if want.dim() == 0 else 0.0)
+        error, atol = relative_error(got, want), gradient_atol if name.startswith("grad") else 1e-6
+        assert error <= 2 * stock_error + atol, f"{name}: error {error:.3g}, stock has {stock_error:.3g}"
+
+
+def assert_buffers_equal(got: nn.Module | Iterable[Tensor], want: nn.Module | Iterable[Tensor]) -> None:
+    """Buffers are the same to the bit."""
+    for a, b in zip(_buffers(got), _buffers(want), strict=True):
+        assert torch.equal(a, b), f"expected {b}, got {a}"
+
+
+def assert_buffers_match(got: nn.Module, want: nn.Module) -> None:
+    """Running statistics agree to 1e-6, counts exactly."""
+    for a, b in zip(_buffers(got), _buffers(want), strict=True):
+        assert a.dtype == b.dtype
+        if a.is_floating_point():
+            assert relative_error(a, b) <= 1e-6
+        else:
+            assert torch.equal(a, b)
+
+
+def _buffers(source: nn.Module | Iterable[Tensor]) -> Iterable[Tensor]:
+    return source.buffers() if isinstance(source, nn.Module) else source
+
+
+def smooth(model: nn.Module) -> nn.Module:
+    """``model`` with SiLU for every block's and stem's ``relu``.
+
+    Where a ReLU's argument lies within rounding of zero, float32 and float64 may take different sides of it, and the
+    gradients then differ by far more than rounding, in stock as in fused. A smooth activation has no such points.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "relu", None), nn.ReLU):
+            module.relu = nn.SiLU()
+    return model
+
+
+def randomise_batch_norms(model: nn.Module) -> nn.Module:
+    """``model`` with random affine parameters, negative weights among them, and running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for parameter, mean in ((module.weight, 1.0), (module.bias, 0.0)):
+                if parameter is not None:
+                    nn.init.normal_(parameter, mean, 0.5)
+            if module.running_mean is not None:
+                module.running_mean.normal_(0.0, 0.5)
+                module.running_var.uniform_(0.5, 2.0)
+    return model
