@@ -13,6 +13,7 @@ import fused_resnet
 from support.oracle import relative_error
 
 __all__ = [
+    "Step",
     "assert_buffers_equal",
     "assert_buffers_match",
     "assert_parity",
@@ -55,8 +56,8 @@ def classify(x: Tensor, target: Tensor) -> Step:
 def assert_parity(model: nn.Module, step: Step, gradient_atol: float = 1e-6) -> None:
     """Every tensor of ``step`` is as near to float64 for the fused ``model`` as for its stock twin.
 
-    ``error <= 2 * error of stock + 1e-6``, where stock runs in both memory formats and the larger error counts, and a
-    scalar, whose error may be small by luck, is held to that of the output too.
+    ``error <= 2 * error of stock + 1e-6``, where stock runs in both memory formats and the larger error counts. A tensor
+    of a few elements, whose error may be small by luck, is held to that of the output too.
     """
     twin = stock_twin(model)
     reference = step(copy.deepcopy(twin).double())
@@ -74,7 +75,7 @@ def assert_parity(model: nn.Module, step: Step, gradient_atol: float = 1e-6) -> 
         if not want.is_floating_point():
             assert torch.equal(got, want), f"{name}: expected {want}, got {got}"
             continue
-        stock_error = max(allowed[name], allowed["output"] if want.dim() == 0 else 0.0)
+        stock_error = max(allowed[name], allowed["output"] if want.numel() <= 16 else 0.0)
         error, atol = relative_error(got, want), gradient_atol if name.startswith("grad") else 1e-6
         assert error <= 2 * stock_error + atol, f"{name}: error {error:.3g}, stock has {stock_error:.3g}"
 
@@ -100,14 +101,16 @@ def _buffers(source: nn.Module | Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 def smooth(model: nn.Module) -> nn.Module:
-    """``model`` with SiLU for every block's and stem's ``relu``.
+    """``model`` with SiLU for every ``relu``, and average for max pooling.
 
-    Where a ReLU's argument lies within rounding of zero, float32 and float64 may take different sides of it, and the
-    gradients then differ by far more than rounding, in stock as in fused. A smooth activation has no such points.
+    Where a ReLU's argument lies within rounding of zero, float32 and float64 may take different sides of it, and so with
+    two candidates of a max pool. Gradients then differ by far more than rounding, in stock as in fused.
     """
     for module in model.modules():
         if isinstance(getattr(module, "relu", None), nn.ReLU):
             module.relu = nn.SiLU()
+        if isinstance(getattr(module, "maxpool", None), nn.MaxPool2d):
+            module.maxpool = nn.AvgPool2d(3, stride=2, padding=1)
     return model
 
 
