@@ -71,15 +71,19 @@ def write_ninja_file(path: Path, target: Path) -> None:
         n.variable("cxx", compiler())
         n.rule("compile", f"$cxx {FLAGS} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         n.rule("link", "$cxx -shared -fopenmp -s $in -o $out")
-        objects: list[str] = []
+        objects = []
+
+        def compile_unit(unit: str, source: str, flags: str) -> None:
+            objects.append(f"{unit}.o")
+            n.build([objects[-1]], "compile", [str(cpu / f"{source}.cpp")], variables={"flags": flags})
+
         for isa, (vector_bytes, options) in TARGETS[platform.machine()].items():
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
-                source = str(cpu / f"{kernel}.cpp")
-                objects += n.build(f"{isa}/{kernel}.o", "compile", source, variables={"flags": flags})
+                compile_unit(f"{isa}/{kernel}", kernel, flags)
         for unit in ("isa", "bindings"):
-            objects += n.build(f"{unit}.o", "compile", str(cpu / f"{unit}.cpp"), variables={"flags": includes})
-        n.build(str(target), "link", objects)
+            compile_unit(unit, unit, includes)
+        n.build([str(target)], "link", objects)
 
 
 def extensions() -> list[Extension]:

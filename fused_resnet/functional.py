@@ -125,7 +125,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def check_batch(size: Sequence[int], eps: float) -> None:
     """Raises ValueError where a batch of ``size`` [N, C, H, W] cannot be normalised by its own statistics."""
     if size[0] * size[2] * size[3] == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(size)}")
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
     if eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
 

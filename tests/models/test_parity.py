@@ -78,7 +78,7 @@ def test_relu(name: str, mode: str, batch: tuple[torch.Tensor, torch.Tensor]) ->
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])
 def test_five_steps_of_sgd_track(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    model = models.create_model(f"fused_resnet:{name}", num_classes=10)
+    model = smooth(models.create_model(f"fused_resnet:{name}", num_classes=10))
     x, target = batch
 
     def losses(model: nn.Module, dtype: torch.dtype) -> torch.Tensor:
@@ -97,6 +97,6 @@ def test_five_steps_of_sgd_track(name: str, batch: tuple[torch.Tensor, torch.Ten
     want = losses(stock_twin(model), torch.float64)
     stock, ours = losses(twin, torch.float32), losses(model, torch.float32)
     assert want[4] < want[0] - 0.5, "the steps must move the loss"
-    assert (ours - want).abs().max() <= 2 * (stock - want).abs().max() + 1e-3
-    for a, b in zip(model.buffers(), twin.buffers(), strict=True):
-        assert relative_error(a, b) <= 1e-2
+    assert (ours - want).abs().max() <= 2 * (stock - want).abs().max() + 1e-5
+    for (key, a), b in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert relative_error(a, b) <= 1e-3, key
