@@ -153,9 +153,9 @@ def test_frozen_inputs_get_no_gradient(target: str, frozen: str) -> None:
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_gradcheck(target: str, activation: str) -> None:
-    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    vectors = [(torch.rand(3, dtype=torch.float64) + 0.5).requires_grad_() for _ in range(4)]
+    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    vectors = [(torch.rand(2, dtype=torch.float64) + 0.5).requires_grad_() for _ in range(4)]
 
     def op(x, weight, *vectors):
         return ops.bn_act_conv(x, ops.BatchNorm(*vectors, 1e-5), activation, weight, 2, 1)
