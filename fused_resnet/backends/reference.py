@@ -182,6 +182,15 @@ def convolution_backward(
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of u, weight and bias, those that ``output_mask`` asks for."""
+    one_by_one = weight.shape[2] == weight.shape[3] == 1 and conv.padding == (0, 0)
+    if output_mask[1] and one_by_one and conv.stride != (1, 1) and weight.shape[1] < 16:
+        # A strided 1x1 convolution reads every stride-th pixel alone. For fewer than 16 channels in channels_last oneDNN's
+        # weight gradient of it writes out of bounds (PyTorch 2.14), that of a dense one on just these pixels does not.
+        read = u[:, :, :: conv.stride[0], :: conv.stride[1]].contiguous(memory_format=torch.channels_last)
+        dense = conv._replace(stride=(1, 1))
+        g_weight = convolution_backward(g, read, weight, dense, (False, True, False))[1]
+        g_u, _, g_bias = convolution_backward(g, u, weight, conv, (output_mask[0], False, output_mask[2]))
+        return g_u, g_weight, g_bias
     g_u, g_weight, g_bias = torch.ops.aten.convolution_backward(
         g, u, weight, [weight.shape[0]], *conv[:3], False, [0, 0], conv.groups, list(output_mask)
     )

@@ -14,7 +14,7 @@ __all__ = ["SOURCES", "Data", "digits", "load_data", "shifted"]
 
 
 class Data(NamedTuple):
-    """Images and labels in memory, split once and for all; images fp32, normalised by the training images."""
+    """Images and labels in memory, split once and for all; images in torch's default dtype, normalised by the training ones."""
 
     train_images: Tensor  # [N, 3, S, S]
     train_labels: Tensor  # [N] int64
@@ -39,7 +39,7 @@ def digits() -> Data:
         raise ImportError(f"data 'digits' needs scikit-learn, which cannot be imported: {error}") from error
     pixels, labels = load_digits(return_X_y=True)
     split = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    small = torch.from_numpy(pixels).float().view(-1, 1, 8, 8)
+    small = torch.from_numpy(pixels).to(torch.get_default_dtype()).view(-1, 1, 8, 8)
     images = interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
     train, test = (torch.from_numpy(indices) for indices in split)
     std, mean = torch.std_mean(images[train])

@@ -16,7 +16,7 @@ import fused_resnet
 
 from ..models.registry import create_model
 from .data import Data, load_data, shifted
-from .settings import TrainSettings, learning_rate_factor
+from .settings import WARM_UP_EPOCHS, TrainSettings, learning_rate_factor
 
 __all__ = ["Epoch", "TrainResult", "train"]
 
@@ -94,7 +94,7 @@ def _run(
     generator = torch.Generator().manual_seed(settings.seed)
     steps_per_epoch = -(-len(data.train_labels) // settings.batch)
     steps = settings.epochs * steps_per_epoch
-    factor = partial(learning_rate_factor, settings.schedule, steps=steps, warm_up_steps=steps_per_epoch)
+    factor = partial(learning_rate_factor, settings.schedule, steps=steps, warm_up_steps=WARM_UP_EPOCHS * steps_per_epoch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     test_images = data.test_images.contiguous(memory_format=torch.channels_last)
     start = time.perf_counter()
@@ -122,4 +122,4 @@ def _seeded_model(settings: TrainSettings, classes: int) -> nn.Module:
         fused_resnet.unfuse(model)
     else:
         fused_resnet.fuse(model)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["SCHEDULES", "TrainSettings", "learning_rate_factor"]
+__all__ = ["SCHEDULES", "WARM_UP_EPOCHS", "TrainSettings", "learning_rate_factor"]
 
 
 def _step(progress: float) -> float:
@@ -19,6 +19,8 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+WARM_UP_EPOCHS = 3
+WARM_UP_START = 1e-3
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step}
 
 
@@ -30,7 +32,7 @@ class TrainSettings:
     model: str = "resnet20"
     epochs: int = 12
     batch: int = 64
-    lr: float = 0.1
+    lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
@@ -57,5 +59,11 @@ class TrainSettings:
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int, warm_up_steps: int) -> float:
-    """What the learning rate is multiplied with at ``step`` of ``steps``: a linear warm-up times the schedule."""
-    return min(1.0, (step + 1) / (warm_up_steps + 1)) * SCHEDULES[schedule](step / steps)
+    """What the learning rate is multiplied with at ``step`` of ``steps``: the schedule, but while warming up at most an
+    exponential from ``WARM_UP_START`` to 1.
+
+    The start is that gentle for the sake of comparison. A random network amplifies rounding: under a linear warm-up over
+    one epoch, stock PyTorch and the same with weights off by 1e-7 differ by 1e-2 in their losses within five steps.
+    """
+    warm_up = WARM_UP_START ** max(0.0, 1 - step / warm_up_steps)
+    return min(warm_up, SCHEDULES[schedule](step / steps))

@@ -24,27 +24,28 @@ def pooled_projection(inplanes: int, outplanes: int, stride: int) -> nn.Sequenti
     return nn.Sequential(nn.AvgPool2d(stride), *projection(inplanes, outplanes, 1))
 
 
+# At least 16 channels: stock's gradient of a strided 1x1 convolution of fewer crashes in channels_last (PyTorch 2.14).
 BLOCKS = {
-    "basic": lambda: BasicBlock(8, 8),
-    "basic_projection": lambda: BasicBlock(8, 12, 2, projection(8, 12, 2)),
-    "basic_pooled_projection": lambda: BasicBlock(8, 12, 2, pooled_projection(8, 12, 2)),
-    "basic_zero_pad": lambda: BasicBlock(8, 12, 2, reference.ZeroPadShortcut(4, 2)),
+    "basic": lambda: BasicBlock(16, 16),
+    "basic_projection": lambda: BasicBlock(16, 20, 2, projection(16, 20, 2)),
+    "basic_pooled_projection": lambda: BasicBlock(16, 20, 2, pooled_projection(16, 20, 2)),
+    "basic_zero_pad": lambda: BasicBlock(16, 20, 2, reference.ZeroPadShortcut(4, 2)),
     "bottleneck": lambda: Bottleneck(16, 4),
-    "bottleneck_projection": lambda: Bottleneck(8, 4, 2, projection(8, 16, 2)),
+    "bottleneck_projection": lambda: Bottleneck(16, 5, 2, projection(16, 20, 2)),
     "bottleneck_dilated": lambda: Bottleneck(16, 4, dilation=2),
     "bottleneck_grouped": lambda: Bottleneck(16, 4, groups=2, base_width=64),
-    "conv_bn_act": lambda: ConvBNAct2d(8, 10, 3, stride=2),
-    "conv_bn_act_bias": lambda: ConvBNAct2d(8, 10, 1, bias=True),
-    "depthwise": lambda: ConvBNAct2d(8, 8, 3, groups=8, dilation=2),
-    "bn_add_act": lambda: BNAddAct2d(8),
+    "conv_bn_act": lambda: ConvBNAct2d(16, 10, 3, stride=2),
+    "conv_bn_act_bias": lambda: ConvBNAct2d(16, 10, 1, bias=True),
+    "depthwise": lambda: ConvBNAct2d(16, 16, 3, groups=16, dilation=2),
+    "bn_add_act": lambda: BNAddAct2d(16),
 }
 ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(0.2), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.Identity()]
 every_block = pytest.mark.parametrize("make", BLOCKS.values(), ids=list(BLOCKS))
 
 
-def image(make: Any, batch: int = 3, size: int = 9) -> Tensor:
-    conv = next((m for m in make().modules() if isinstance(m, nn.Conv2d)), None)
-    return torch.randn(batch, conv.in_channels if conv else 8, 10 if size == 9 else size, 10)
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(3, 16, 10, 10)
 
 
 def step_of(x: Tensor) -> Any:
@@ -62,25 +63,24 @@ def step_of(x: Tensor) -> Any:
 
 @every_block
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_parity(make: Any, mode: str, target: str) -> None:
+def test_parity(make: Any, mode: str, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(make()).train(mode == "train")
-    assert_parity(model, step_of(image(make)))
+    assert_parity(model, step_of(x))
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: type(act).__name__)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", ["bottleneck_projection", "conv_bn_act", "bn_add_act"])
-def test_activations(name: str, mode: str, act: nn.Module, target: str) -> None:
+def test_activations(name: str, mode: str, act: nn.Module, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(BLOCKS[name]()).train(mode == "train")
     setattr(model, "relu" if hasattr(model, "relu") else "act", act)
-    assert_parity(model, step_of(image(BLOCKS[name])))
+    assert_parity(model, step_of(x))
     assert model.unfusable() is None
 
 
-def test_tail_with_residual(target: str) -> None:
-    model = randomise_batch_norms(BNAddAct2d(8))
-    residual = torch.randn(3, 8, 5, 5)
-    step = step_of(torch.randn(3, 8, 5, 5))
+def test_tail_with_residual(x: Tensor, target: str) -> None:
+    model = randomise_batch_norms(BNAddAct2d(16))
+    residual = torch.randn_like(x)
 
     class WithResidual(nn.Module):
         def __init__(self, tail: nn.Module) -> None:
@@ -90,29 +90,28 @@ def test_tail_with_residual(target: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.tail(x, residual.to(x.dtype))
 
-    assert_parity(WithResidual(model), step)
+    assert_parity(WithResidual(model), step_of(x))
 
 
 @every_block
-def test_frozen_batch_norms_in_training(make: Any) -> None:
+def test_frozen_batch_norms_in_training(make: Any, x: Tensor) -> None:
     """The usual fine-tuning: batch norms in evaluation and without gradients, the rest trains."""
     model = randomise_batch_norms(make()).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
     before = copy.deepcopy(model)
-    assert_parity(model, step_of(image(make)))
+    assert_parity(model, step_of(x))
     for a, b in zip(model.buffers(), before.buffers(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("frozen", ["conv1", "bn1", "conv2.weight", "bn2.bias", "downsample", ""])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_any_subset_without_gradients(frozen: str, mode: str) -> None:
+def test_any_subset_without_gradients(frozen: str, mode: str, x: Tensor) -> None:
     model = randomise_batch_norms(BLOCKS["basic_projection"]()).train(mode == "train")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    x = image(BLOCKS["basic_projection"])
 
     def step(model: nn.Module) -> dict[str, Tensor]:
         output = model(x.to(next(model.parameters()).dtype))
@@ -124,13 +123,13 @@ def test_any_subset_without_gradients(frozen: str, mode: str) -> None:
 
 
 @every_block
-def test_float64_is_exact(make: Any, target: str) -> None:
+def test_float64_is_exact(make: Any, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(make()).double()
     twin = stock_twin(model)
-    step = step_of(image(make).double())
+    step = step_of(x.double())
     ours, stock = step(model), step(twin)
     for name, want in stock.items():
-        assert relative_error(ours[name], want) < 1e-12, name
+        assert (ours[name] - want).double().norm() <= 1e-12 * (want.double().norm() + 1), name  # some are zeros
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
@@ -150,11 +149,10 @@ def test_layout_of_the_input(layout: str) -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", ["basic", "bottleneck_projection", "conv_bn_act"])
-def test_autocast(name: str, mode: str, target: str) -> None:
+def test_autocast(name: str, mode: str, x: Tensor, target: str) -> None:
     """A float32 block input meets a bfloat16 branch: the result has the type, and the accuracy, of stock's."""
     model = randomise_batch_norms(BLOCKS[name]()).train(mode == "train")
     twin, exact = stock_twin(model), stock_twin(model).double()
-    x = image(BLOCKS[name])
 
     def run(model: nn.Module, enabled: bool) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -173,10 +171,9 @@ def test_autocast(name: str, mode: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpoint_updates_running_statistics_as_often_as_stock(use_reentrant: bool) -> None:
+def test_activation_checkpoint_updates_running_statistics_as_often_as_stock(use_reentrant: bool, x: Tensor) -> None:
     model = randomise_batch_norms(BLOCKS["bottleneck_projection"]())
     stock = stock_twin(model)
-    x = image(BLOCKS["bottleneck_projection"])
     grads = []
     for module in (model, stock):
         leaf = x.clone().requires_grad_()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+from support.oracle import relative_error
 from torch import Tensor, nn
 
 import fused_resnet
-from support.oracle import relative_error
 
 __all__ = [
     "Step",
@@ -56,8 +56,8 @@ def classify(x: Tensor, target: Tensor) -> Step:
 def assert_parity(model: nn.Module, step: Step, gradient_atol: float = 1e-6) -> None:
     """Every tensor of ``step`` is as near to float64 for the fused ``model`` as for its stock twin.
 
-    ``error <= 2 * error of stock + 1e-6``, where stock runs in both memory formats and the larger error counts. A tensor
-    of a few elements, whose error may be small by luck, is held to that of the output too.
+    ``error <= 2 * error of stock + 1e-6``, where stock runs in both memory formats and the larger error counts. A
+    tensor of a few elements, whose error may be small by luck, is held to that of the output too.
     """
     twin = stock_twin(model)
     reference = step(copy.deepcopy(twin).double())
@@ -103,8 +103,8 @@ def _buffers(source: nn.Module | Iterable[Tensor]) -> Iterable[Tensor]:
 def smooth(model: nn.Module) -> nn.Module:
     """``model`` with SiLU for every ``relu``, and average for max pooling.
 
-    Where a ReLU's argument lies within rounding of zero, float32 and float64 may take different sides of it, and so with
-    two candidates of a max pool. Gradients then differ by far more than rounding, in stock as in fused.
+    Where a ReLU's argument lies within rounding of zero, float32 and float64 may take different sides of it, and so
+    with two candidates of a max pool. Gradients then differ by far more than rounding, in stock as in fused.
     """
     for module in model.modules():
         if isinstance(getattr(module, "relu", None), nn.ReLU):

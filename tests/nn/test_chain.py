@@ -1,0 +1,79 @@
+"""Chains: runs of convolution, batch norm, activation and max pool inside any sequence of layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.parity import assert_parity, randomise_batch_norms, results
+from torch import Tensor, nn
+
+import fused_resnet
+from fused_resnet import ops
+
+
+def conv_bn(inputs: int = 16, outputs: int = 16, **options: object) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, **options), nn.BatchNorm2d(outputs)]
+
+
+CHAINS = {
+    "stem": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.MaxPool2d(3, 2, 1)),
+    "pool_without_activation": lambda: nn.Sequential(*conv_bn(), nn.MaxPool2d(2)),
+    "two_runs": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), *conv_bn(bias=True), nn.GELU()),
+    "run_without_activation": lambda: nn.Sequential(*conv_bn(), *conv_bn()),
+    "average_pool_after": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.AvgPool2d(2)),
+    "in_place_after": lambda: nn.Sequential(*conv_bn(), nn.Hardtanh(-9.0, 9.0, inplace=True)),
+    "lone_convolutions": lambda: nn.Sequential(nn.Conv2d(16, 16, 1), *conv_bn(), nn.SiLU(), nn.Conv2d(16, 16, 1)),
+    "norm_first": lambda: nn.Sequential(nn.BatchNorm2d(16), nn.SiLU(), *conv_bn()),
+    "dilated_pool": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.MaxPool2d(2, dilation=2)),
+    "head": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)),
+}
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=list(CHAINS))
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_parity(make: object, mode: str, target: str) -> None:
+    model = randomise_batch_norms(make())
+    report = fused_resnet.fuse(model)
+    assert len(report.fused) == 1
+    model.train(mode == "train")
+    x = torch.randn(3, 16, 8, 8)
+
+    def step(model: nn.Module) -> dict[str, Tensor]:
+        output = model(x.to(next(model.parameters()).dtype))
+        output.square().sum().backward()
+        with torch.no_grad():
+            inference = model(x.to(output.dtype))
+        return results(model, {"output": output, "output without gradient": inference})
+
+    assert_parity(model, step)
+
+
+def test_a_layer_used_twice_is_called_twice() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, *conv_bn(), shared, nn.Conv2d(16, 16, 1), shared).eval()
+    x = torch.randn(1, 16, 4, 4)
+    want = model(x)
+    fused_resnet.fuse(model)
+    torch.testing.assert_close(model(x), want)
+    assert (model(x) >= 0).all()
+
+
+def test_what_is_handed_on_is_raw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs in a row cost two convolutions and one pass at the end; the norm between them costs none."""
+    calls = []
+    for name in ("bn_act_conv", "bn_add_act", "bn_act_max_pool", "conv_bn_add_act"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
+    x = torch.randn(2, 16, 8, 8)
+    for make, training, want in (
+        (CHAINS["two_runs"], True, ["bn_act_conv", "bn_act_conv", "bn_add_act"]),
+        (CHAINS["two_runs"], False, ["conv_bn_add_act", "conv_bn_add_act"]),
+        (CHAINS["stem"], True, ["bn_act_conv", "bn_act_max_pool"]),
+        (CHAINS["stem"], False, ["bn_act_conv", "bn_act_max_pool"]),
+    ):
+        model = make().train(training)
+        fused_resnet.fuse(model)
+        calls.clear()
+        with torch.set_grad_enabled(training):
+            model(x)
+        assert calls == want
