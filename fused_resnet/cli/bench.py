@@ -17,7 +17,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="torchvision's NAME, fused_resnet:NAME or timm:NAME; default: resnet18 (batch 32), resnet50 (batch 16).",
+            help="torchvision's NAME, fused_resnet:NAME or timm:NAME; default: resnet18 (batch 32) and resnet50 (16).",
             show_default=False,
         ),
     ] = None,
