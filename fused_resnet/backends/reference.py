@@ -213,7 +213,9 @@ def _channels(v: Tensor) -> Tensor:
 
 
 def _in_layout_of(x: Tensor, t: Tensor) -> Tensor:
-    return t if t.stride() == x.stride() else torch.empty_like(x).copy_(t)
+    formats = (torch.channels_last, torch.contiguous_format)  # of a 1x1 filter both are true, whatever its strides
+    same = any(x.is_contiguous(memory_format=f) and t.is_contiguous(memory_format=f) for f in formats)
+    return t if same or t.stride() == x.stride() else torch.empty_like(x).copy_(t)
 
 
 def _scale(bn: BatchNorm, dtype: torch.dtype) -> Tensor:

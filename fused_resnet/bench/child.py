@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from types import TracebackType
+from contextlib import suppress
 from typing import Any
 
 from .settings import ALLOCATORS, Job
@@ -30,7 +30,7 @@ class Child:
 
     def __init__(self, job: Job, allocator: str) -> None:
         self.name = f"{job.model}, variant {job.variant}"
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
             WORKER,
             stdin=subprocess.PIPE,
@@ -45,10 +45,8 @@ class Child:
     def send(self, **request: Any) -> None:
         """Writes a request; its reply is still to be read with :meth:`receive`."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # where it died, receive() says of what
             print(json.dumps(request), file=self._process.stdin, flush=True)
-        except OSError:  # it died; receive() says of what
-            pass
 
     def receive(self) -> dict[str, Any]:
         """The reply to the oldest request without one. Raises BenchError where the child failed or died."""
@@ -70,7 +68,7 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._stderr.close()

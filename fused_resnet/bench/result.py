@@ -10,7 +10,7 @@ __all__ = ["BenchResult"]
 
 @dataclass
 class BenchResult:
-    """``rows``: one for each model, allocator and variant (fields as in :func:`.summary.row`); ``environment``: how and where.
+    """A row for each model, allocator and variant (fields as in :func:`.summary.row`), and their environment.
 
     ``interrupted`` tells that Ctrl-C ended the run, so that rows are missing or rest on fewer rounds.
     """

@@ -32,9 +32,9 @@ def run(
 ) -> BenchResult:
     """Benchmarks fused ResNets against stock PyTorch: ``run(models=["resnet18"], batch=8, rounds=3).rows``.
 
-    ``settings`` are the fields of :class:`Settings`; what cannot be run raises ValueError or ImportError. ``on_rows`` is
-    called with the result so far whenever it has changed. Ctrl-C ends the run: the rows of the rounds done so far are
-    returned, marked ``interrupted``. Raises BenchError where a variant fails or computes something else than stock.
+    ``settings`` are the fields of :class:`Settings`. ``on_rows`` is called with the result so far when that changes.
+    Ctrl-C ends the run: the rows of the rounds done so far are returned, marked ``interrupted``. Raises ValueError or
+    ImportError for what cannot be run, BenchError where a variant fails or computes something else than stock PyTorch.
     """
     return run_settings(Settings(**settings), progress, on_rows)
 
@@ -93,7 +93,7 @@ class _Race:
         self.rounds: list[dict[str, float]] = []  # of each complete round: step time in ms by variant
 
     def start(self) -> dict[str, Any]:
-        """Waits for the children, which start side by side, as nothing is timed yet; what they say of the environment."""
+        """Waits for the children, which start side by side, as nothing is timed yet; what one says of where it runs."""
         facts = {}
         for variant, child in self.children.items():
             self._begin("start", variant)

@@ -70,7 +70,7 @@ def available_cores() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole benchmark. Raises ValueError or ImportError for what cannot be run, with what was expected and what came."""
+    """A whole benchmark. Raises ValueError or ImportError for what cannot be run: what was expected and what came."""
 
     models: Sequence[str] = tuple(DEFAULT_BATCHES)
     mode: str = "train"

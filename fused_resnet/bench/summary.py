@@ -32,14 +32,19 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def speedup_vs_best_stock(rounds: Rounds, variant: str, stock: Collection[str]) -> float | None:
-    """Median over rounds of (step time of the round's best stock variant / step time of ``variant``), if there is any."""
+    """Median over rounds of the best stock step time of the round ÷ that of ``variant``; None without a stock one."""
     if not stock:
         return None
     return float(np.median([min(times[name] for name in stock) / times[variant] for times in rounds]))
 
 
 def row(
-    job: Job, allocator: str, rounds: Rounds, stock: Collection[str], saved_activation_bytes: int | None, peak_bytes: int
+    job: Job,
+    allocator: str,
+    rounds: Rounds,
+    stock: Collection[str],
+    saved_activation_bytes: int | None,
+    peak_bytes: int,
 ) -> dict[str, Any]:
     """A row of the result; ``stock`` names the baselines among the variants of ``rounds``."""
     step_ms = [times[job.variant] for times in rounds]

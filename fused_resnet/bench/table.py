@@ -65,7 +65,9 @@ def results_table(rows: Sequence[Row]) -> Group:
     """A table for each model and allocator, its best variant in bold."""
     tables = []
     for group in grouped(rows):
-        table = Table(title=group_title(group), title_justify="left", box=SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+        table = Table(
+            title=group_title(group), title_justify="left", box=SIMPLE_HEAD, show_edge=False, collapse_padding=True
+        )
         for column, width in zip(COLUMNS, WIDTHS, strict=True):
             table.add_column(column, justify="right" if table.columns else "left", min_width=width)
         for row in group:

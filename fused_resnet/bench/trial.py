@@ -50,7 +50,7 @@ class Trial:
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
-        self.model = model.to(job.device, storage_dtype, memory_format=memory_format)
+        self.model = model.to(job.device, storage_dtype).to(memory_format=memory_format)
         generator = torch.Generator().manual_seed(job.seed + 1)
         images = torch.randn(job.batch, 3, job.image_size, job.image_size, generator=generator)
         self.images = images.to(job.device, storage_dtype, memory_format=memory_format)  # [N, 3, S, S]
@@ -78,12 +78,15 @@ class Trial:
         self._update()
         return saved.count(excluded=[*self.model.parameters(), *self.model.buffers(), self.images])
 
-    def warm_up(self, at_least_s: float) -> None:
-        """Untimed steps for that long, one at least; the peak of memory counts from their end."""
+    def warm_up(self, at_least_s: float) -> int:
+        """Untimed steps for that long, one at least, and their number; the peak of memory counts from their end."""
         end = time.perf_counter() + at_least_s
-        while self.step_ms() and time.perf_counter() < end:
-            pass
+        steps = 0
+        while steps == 0 or time.perf_counter() < end:
+            self.step_ms()
+            steps += 1
         reset_peak(self.job.device)
+        return steps
 
     def step_ms(self) -> float:
         """Wall time of one step in ms, the device's work included."""

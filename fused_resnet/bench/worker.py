@@ -1,7 +1,8 @@
 """The child process of one variant: reads requests and writes replies, one JSON object a line.
 
 The first line of stdin is the :class:`Job`. Each further line is ``{"do": name, ...}`` with a name of ``COMMANDS``, and
-gets one reply: what the command returns, or ``{"error": ...}``. The process ends with stdin, so also with its parent.
+gets one reply: what the command returns, or ``{"error": ...}`` and the end of the process. It also ends with stdin, so
+with its parent.
 """
 
 from __future__ import annotations
@@ -22,39 +23,30 @@ from .trial import Trial
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, Callable[..., dict[str, Any] | None]] = {
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "check": lambda trial, path: {"saved_activation_bytes": trial.check(Path(path))},
-    "warm_up": lambda trial, at_least_s: trial.warm_up(at_least_s),
+    "warm_up": lambda trial, at_least_s: {"steps": trial.warm_up(at_least_s)},
     "step": lambda trial: {"step_ms": trial.step_ms(), "peak_bytes": trial.peak_bytes()},
 }
 
 
 def main() -> None:
-    """Serves the parent until it closes stdin."""
+    """Serves the parent until it closes stdin, or until something fails."""
     replies = _private_stdout()
     requests = _requests()
 
-    def serve(command: Callable[[], dict[str, Any] | None]) -> None:
-        try:
-            reply = command() or {}
-        except Exception as error:  # whatever it is, the parent has to tell the user
-            traceback.print_exc()
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+    def reply(**values: Any) -> None:
+        print(json.dumps(values), file=replies, flush=True)
 
-    trial: Trial
-
-    def start() -> dict[str, Any]:
-        nonlocal trial
+    try:
         job = Job(**next(requests))
         trial = Trial(job)
-        return facts(job)
-
-    serve(start)
-    for request in requests:
-        command = COMMANDS[request.pop("do")]
-        serve(lambda command=command, request=request: command(trial, **request))
+        reply(**facts(job))
+        for request in requests:
+            reply(**COMMANDS[request.pop("do")](trial, **request))
+    except Exception as error:  # whatever it is, the parent has to tell the user
+        traceback.print_exc()
+        reply(error=f"{type(error).__name__}: {error}")
 
 
 def _private_stdout() -> TextIO:

@@ -1,4 +1,4 @@
-"""``fused-resnet bench``"""
+"""``fused-resnet bench``."""
 
 from __future__ import annotations
 
@@ -6,89 +6,83 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from .output import Html, Json, Plot, check_writable, write_figure, write_json, write_text
+from ..bench import BenchError, BenchResult, Settings, run_settings
+from ..bench.settings import ALLOCATORS, DEFAULT_BATCHES, DEVICES, DTYPES, MODES, OTHER_BATCH
+from ..bench.variants import VARIANTS
+from .errors import BAD_INPUT, FAILED, INTERRUPTED, shown
+from .options import MODEL_HELP, JsonPath, Threads
+from .output import check_writable, progress_bar, write_json, write_plot, write_text
 
 __all__ = ["bench"]
 
+VARIANT_HELP = "; ".join(f"{variant.name}: {variant.description}" for variant in VARIANTS.values())
+BATCH_DEFAULT = ", ".join(
+    [*(f"{batch} for {model}" for model, batch in DEFAULT_BATCHES.items()), f"else {OTHER_BATCH}"]
+)
+
 
 def bench(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL]...",
-            help="torchvision's NAME, fused_resnet:NAME or timm:NAME; default: resnet18 (batch 32) and resnet50 (16).",
-            show_default=False,
-        ),
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = None,
+    mode: Annotated[str, typer.Option(help=f"What a step is: {' or '.join(MODES)}.")] = Settings.mode,
+    batch: Annotated[
+        int | None, typer.Option(help="Images a step, for all models.", show_default=BATCH_DEFAULT)
     ] = None,
-    mode: Annotated[str, typer.Option(help="train (forward, backward, SGD) or infer.")] = "train",
-    batch: Annotated[int | None, typer.Option(help="Images a step; default by model.", show_default=False)] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width, in pixels.")] = 224,
-    threads: Annotated[int | None, typer.Option(help="Default: the available cores.", show_default=False)] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, fp64, bf16 or fp16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    variants: Annotated[
-        str, typer.Option(help="Which to compare, with commas between.")
-    ] = "fused,eager,channels_last,compile",
-    allocator: Annotated[str, typer.Option(help="glibc's settings: default, tuned or both.")] = "both",
-    rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
-    json: Json = None,
-    plot: Plot = None,
-    html: Html = None,
-) -> int:
-    """Measure images per second and memory, fused against stock PyTorch.
+    image_size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = Settings.image_size,
+    threads: Threads = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}; half types train under autocast.")] = "fp32",
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = Settings.device,
+    variants: Annotated[str, typer.Option(help=f"What to compare. {VARIANT_HELP}.")] = ",".join(VARIANTS),
+    allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {', '.join(ALLOCATORS)} or both.")] = "both",
+    rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
+    seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
+    json: JsonPath = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a bar chart as PNG.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write table, chart and environment as one HTML page.")] = None,
+) -> None:
+    """Compare fused ResNets with stock PyTorch: images per second, memory, speedup.
 
-    Each variant runs in a process of its own, under the same allocator. They take turns round by round; the speedup is
-    the median over rounds of fused against the best stock variant of the same round. Results are compared first.
+    Every variant runs in its own process with the same weights and images, and is checked against stock PyTorch before
+    anything is timed. The variants then take turns, step by step, so that a machine that slows down slows all of them.
+    By default glibc's malloc gives large blocks back to the system and pays for them again in each step; "tuned" makes
+    it keep them. Ctrl-C keeps the results so far.
     """
     check_writable(json, plot, html)
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    with shown(BAD_INPUT, ValueError, ImportError):
+        if plot or html:
+            import matplotlib  # noqa: F401  missing: better known now than after the run
+        settings = Settings(
+            models=models or Settings.models,
+            mode=mode,
+            batch=batch,
+            image_size=image_size,
+            threads=threads,
+            dtype=dtype,
+            device=device,
+            variants=variants.split(","),
+            allocators=list(ALLOCATORS) if allocator == "both" else [allocator],
+            rounds=rounds,
+            seed=seed,
+        )
 
-    from ..bench import BenchResult, Settings, run_settings
-    from ..bench.page import results_page
-    from ..bench.plot import bar_chart
-    from ..bench.settings import ALLOCATORS, DEFAULT_BATCHES
-    from ..bench.table import results_table
-
-    settings = Settings(
-        models=models or tuple(DEFAULT_BATCHES),
-        mode=mode,
-        batch=batch,
-        image_size=image_size,
-        threads=threads,
-        dtype=dtype,
-        device=device,
-        variants=tuple(variants.split(",")),
-        allocators=tuple(ALLOCATORS) if allocator == "both" else (allocator,),
-        rounds=rounds,
-        seed=seed,
-    )
-
-    def save(result: BenchResult) -> None:
+    def write(result: BenchResult) -> None:
         write_json(json, result.to_dict())
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting")
-
-        def progress(doing: str, done: int, total: int) -> None:
-            bar.update(task, description=doing, completed=done, total=total)
-
-        result = run_settings(settings, progress, save)
-    save(result)
+    with shown(FAILED, BenchError), progress_bar() as progress:
+        result = run_settings(settings, progress, on_rows=write)
     if result.rows:
-        Console().print(results_table(result.rows))
-        if plot:
-            write_figure(plot, bar_chart(result.rows))
-        write_text(html, results_page(result) if html else "")
-    return _interrupted(result.interrupted, json)
+        _show(result, plot, html)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
-def _interrupted(interrupted: bool, json: Path | None) -> int:
-    if not interrupted:
-        return 0
-    kept = f"; what was measured is in {json}" if json else ""
-    typer.echo(f"fused-resnet: interrupted{kept}", err=True)
-    return 130
+def _show(result: BenchResult, plot: Path | None, html: Path | None) -> None:
+    from ..bench.page import results_page
+    from ..bench.plot import bar_chart
+    from ..bench.table import results_table
+
+    Console().print(results_table(result.rows))
+    write_plot(plot, lambda: bar_chart(result.rows))
+    if html:
+        write_text(html, results_page(result))

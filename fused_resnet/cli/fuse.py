@@ -1,4 +1,4 @@
-"""``fused-resnet fuse``"""
+"""``fused-resnet fuse``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, check_writable, write_json
+from .errors import BAD_INPUT, shown
+from .options import MODEL_HELP, JsonPath
+from .output import check_writable, write_json
 
 __all__ = ["fuse"]
 
 
 def fuse(
-    model: Annotated[str, typer.Argument(help="torchvision's NAME, fused_resnet:NAME or timm:NAME.")],
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Path of a module to leave out; may be given again.", show_default=False)
-    ] = None,
-    json: Json = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    exclude: Annotated[list[str] | None, typer.Option(help="A module to leave as it is; may be repeated.")] = None,
+    json: JsonPath = None,
 ) -> None:
-    """Show what would be fused in a model, what in part, what not, and why."""
+    """Show which parts of MODEL are fused, which partly, which not, and why."""
     check_writable(json)
     import fused_resnet
-    from fused_resnet.models import create_model
 
-    network = create_model(model)
-    fused_resnet.unfuse(network)
-    report = fused_resnet.fuse(network, exclude=exclude or ())
-    typer.echo(str(report))
-    write_json(json, report.to_dict())
+    from ..models.registry import create_model
+
+    with shown(BAD_INPUT, ValueError, ImportError):
+        report = fused_resnet.fuse(create_model(model), exclude=tuple(exclude or ()))
+    print(report)
+    write_json(json, {"model": model} | report.to_dict())

@@ -1,24 +1,25 @@
-"""``fused-resnet info``"""
+"""``fused-resnet info``."""
 
 from __future__ import annotations
 
-from .output import Json, check_writable, write_json
+from rich.console import Console
+from rich.table import Table
+
+from .options import JsonPath
+from .output import check_writable, write_json
 
 __all__ = ["info"]
 
 
-def info(json: Json = None) -> None:
-    """Show backends, instruction set and versions: what this installation has, and why not more."""
+def info(json: JsonPath = None) -> None:
+    """Show versions, the backends and why one is absent, instruction set and threads."""
     check_writable(json)
-    from rich.console import Console
-    from rich.table import Table
-
     import fused_resnet
 
     facts = fused_resnet.info()
     table = Table(show_header=False, box=None)
-    for name, fact in facts.items():
-        text = "\n".join(f"{k}: {v}" for k, v in fact.items()) if isinstance(fact, dict) else str(fact)
-        table.add_row(name.replace("_", " "), text or "none")
-    Console().print(table)
+    for name, value in facts.items():
+        lines = [f"{key}: {item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
+        table.add_row(name, "\n".join(lines) or "none")
+    Console().print(table, markup=False)
     write_json(json, facts)

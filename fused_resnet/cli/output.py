@@ -1,70 +1,86 @@
-"""Files that a command writes: checked before the work starts, written whole or not at all."""
+"""Files that commands write, and how they show progress."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Html", "Json", "Plot", "check_writable", "write_figure", "write_json", "write_text"]
+from .errors import BAD_INPUT, CommandError
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Write the results as JSON.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="PATH", help="Write a picture as PNG.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write one self-contained page.")]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_writable", "progress_bar", "write_json", "write_plot", "write_text"]
+
+ProgressUpdate = Callable[[str, int, int], None]  # what is done now, units done, all units
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Raises ValueError for a path that no file can be written to."""
+    """Raises CommandError for a path that a file cannot be written to, before the work that would fill it."""
     for path in paths:
         if path is None:
             continue
         if path.is_dir():
-            raise ValueError(f"output path: expected a file, got the directory {path}")
-        if not path.resolve().parent.is_dir():
-            raise ValueError(f"output path: expected a path in an existing directory, got {path}")
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise ValueError(f"output path: expected a writable path, got {path}")
+            raise CommandError(f"expected a file to write, got the directory {path}", BAD_INPUT)
+        try:
+            temporary = _temporary(path)
+            temporary.touch()
+            temporary.unlink()
+        except OSError as error:
+            raise CommandError(f"cannot write {path}: {error.strerror}", BAD_INPUT) from error
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """Writes ``text`` to ``path``, if there is one."""
+    """Writes a file whole or not at all; nothing where no path was given."""
     if path is not None:
-        _write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        _write(path, text.encode())
 
 
-def write_json(path: Path | None, content: Any) -> None:
-    """Writes ``content`` as JSON to ``path``, if there is one."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path | None, value: Any) -> None:
+    """As :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_figure(path: Path | None, figure: Any) -> None:
-    """Writes a matplotlib figure as PNG to ``path``, if there is one."""
+def write_plot(path: Path | None, draw: Callable[[], Figure]) -> None:
+    """Draws a figure and writes it as PNG; nothing where no path was given."""
     if path is not None:
-        _write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png")
+        _write(path, buffer.getvalue())
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Whoever reads ``path`` sees the old file or the new one, never a part."""
-    path = path.resolve()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+@contextmanager
+def progress_bar() -> Iterator[ProgressUpdate]:
+    """A bar on stderr, told what is done now and how much of all is done."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = _temporary(path)
     try:
-        write(temporary)
-        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-        temporary.chmod(mode & 0o777)
-        temporary.replace(path)
-    except BaseException:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary(path: Path) -> Path:
+    """A file beside ``path``, in the same file system, so that it can replace it at once."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,75 +1,94 @@
-"""``fused-resnet train``"""
+"""``fused-resnet train``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from .output import Json, Plot, check_writable, write_figure, write_json
+from ..train.settings import SCHEDULES, TrainSettings
+from .errors import BAD_INPUT, INTERRUPTED, shown
+from .options import MODEL_HELP, JsonPath, Threads
+from .output import check_writable, progress_bar, write_json, write_plot
+
+if TYPE_CHECKING:
+    from ..train import TrainResult
 
 __all__ = ["train"]
 
 
 def train(
-    data: Annotated[str, typer.Option(help="digits: scikit-learn's 1,797 images, as 32x32.")] = "digits",
-    model: Annotated[str, typer.Option(help="As in bench.")] = "fused_resnet:resnet20",
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 0.1,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
-    nesterov: Annotated[bool, typer.Option(help="Nesterov's momentum.")] = True,
-    weight_decay: Annotated[float, typer.Option(help="On all parameters.")] = 1e-4,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: cosine or step.")] = "cosine",
-    seed: Annotated[int, typer.Option(help="Of weights, order and shifts.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Default: torch's own choice.", show_default=False)] = None,
-    stock: Annotated[bool, typer.Option("--stock", help="Train the unfused twin.")] = False,
-    json: Json = None,
-    plot: Plot = None,
-) -> int:
-    """Train a ResNet with SGD, weight decay and random shifts, fused or stock, and test it after each epoch."""
-    check_writable(json, plot)
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
+    data: Annotated[str, typer.Option(help="digits: scikit-learn's, as 32x32 images.")] = TrainSettings.data,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = TrainSettings.model,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = TrainSettings.epochs,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = TrainSettings.batch,
+    lr: Annotated[float, typer.Option(help="Learning rate after warm-up.")] = TrainSettings.lr,
+    schedule: Annotated[str, typer.Option(help=f"Learning rate: {' or '.join(SCHEDULES)}.")] = TrainSettings.schedule,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = TrainSettings.momentum,
+    nesterov: Annotated[bool, typer.Option(help="Nesterov's momentum.")] = TrainSettings.nesterov,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay, on all parameters.")] = TrainSettings.weight_decay,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and shifts.")] = TrainSettings.seed,
+    threads: Threads = None,
+    stock: Annotated[bool, typer.Option("--stock", help="Train the unfused twin: same weights, same batches.")] = False,
+    json: JsonPath = None,
+    plot: Annotated[Path | None, typer.Option(help="Write loss and accuracy curves as PNG.")] = None,
+) -> None:
+    """Train a fused ResNet, or with --stock its unfused twin, and test it after each epoch.
 
-    from ..train import TrainResult, TrainSettings
+    Ctrl-C keeps the results so far.
+    """
+    check_writable(json, plot)
+    with shown(BAD_INPUT, ValueError, ImportError):
+        if plot:
+            import matplotlib  # noqa: F401  missing: better known now than after the run
+        settings = TrainSettings(
+            data=data,
+            model=model,
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            schedule=schedule,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            seed=seed,
+            threads=threads,
+            stock=stock,
+        )
+    result = _run(settings)
+    Console().print(_epoch_table(result))
+    write_json(json, result.to_dict())
+    if plot:
+        from ..train.plot import curves
+
+        write_plot(plot, lambda: curves(result))
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(settings: TrainSettings) -> TrainResult:
     from ..train import train as run
 
-    settings = TrainSettings(
-        data=data,
-        model=model,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        seed=seed,
-        threads=threads,
-        stock=stock,
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{model}, {'stock' if stock else 'fused'}")
+    with shown(BAD_INPUT, ImportError), progress_bar() as progress:
 
         def on_step(result: TrainResult, steps: int) -> None:
-            accuracy = f", test accuracy {result.epochs[-1].test_accuracy:.2%}" if result.epochs else ""
-            bar.update(task, description=f"loss {result.losses[-1]:.4f}{accuracy}", total=steps)
-            bar.update(task, completed=len(result.losses))
+            tested = f", accuracy {result.epochs[-1].test_accuracy:.2%}" if result.epochs else ""
+            progress(f"loss {result.losses[-1]:.4f}{tested}", len(result.losses), steps)
 
-        result = run(settings, on_step)
-    write_json(json, result.to_dict())
-    table = Table("epoch", "loss", "test accuracy", "seconds")
+        return run(settings, on_step)
+
+
+def _epoch_table(result: TrainResult) -> Table:
+    form = "stock" if result.settings.stock else "fused"
+    end = ", interrupted" if result.interrupted else ""
+    title = f"{result.settings.model}, {form}, {result.seconds:.1f} s{end}"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in ("epoch", "mean loss", "test accuracy", "seconds"):
+        table.add_column(column, justify="right")
     for epoch in result.epochs:
         table.add_row(str(epoch.epoch), f"{epoch.loss:.4f}", f"{epoch.test_accuracy:.2%}", f"{epoch.seconds:.1f}")
-    Console().print(table)
-    if plot:
-        from ..train.plot import learning_curve
-
-        write_figure(plot, learning_curve(result))
-    if result.interrupted:
-        typer.echo("fused-resnet: interrupted; the result so far is kept", err=True)
-        return 130
-    return 0
+    return table

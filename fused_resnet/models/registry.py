@@ -54,30 +54,30 @@ def find_model(name: str) -> tuple[str, str]:
 
 
 def _torchvision_names() -> list[str]:
-    return importlib.import_module("torchvision").models.list_models()  # type: ignore[no-any-return]
+    return importlib.import_module("torchvision").models.list_models()
 
 
 def _create_torchvision(name: str, **kwargs: Any) -> nn.Module:
     models = importlib.import_module("torchvision").models
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         kwargs.setdefault("weights_backbone", None)
-    return models.get_model(name, **{"weights": None, **kwargs})  # type: ignore[no-any-return]
+    return models.get_model(name, **{"weights": None, **kwargs})
 
 
 def _own_names() -> list[str]:
-    return importlib.import_module("fused_resnet.models").names()  # type: ignore[no-any-return]
+    return importlib.import_module("fused_resnet.models").names()
 
 
 def _create_own(name: str, **kwargs: Any) -> nn.Module:
-    return getattr(importlib.import_module("fused_resnet.models"), name)(**kwargs)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module("fused_resnet.models"), name)(**kwargs)
 
 
 def _timm_names() -> list[str]:
-    return importlib.import_module("timm").list_models()  # type: ignore[no-any-return]
+    return importlib.import_module("timm").list_models()
 
 
 def _create_timm(name: str, **kwargs: Any) -> nn.Module:
-    return importlib.import_module("timm").create_model(name, **kwargs)  # type: ignore[no-any-return]
+    return importlib.import_module("timm").create_model(name, **kwargs)
 
 
 SOURCES = {

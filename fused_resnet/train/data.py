@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-__all__ = ["SOURCES", "Data", "digits", "load_data", "shifted"]
+__all__ = ["SOURCES", "Data", "digits", "shifted"]
 
 
 class Data(NamedTuple):
-    """Images and labels in memory, split once and for all; images in torch's default dtype, normalised by the training ones."""
+    """Images and labels in memory, in a fixed split; images in torch's default dtype, normalised."""
 
     train_images: Tensor  # [N, 3, S, S]
     train_labels: Tensor  # [N] int64
@@ -23,15 +23,11 @@ class Data(NamedTuple):
     classes: int
 
 
-def load_data(name: str) -> Data:
-    """The data of that name. Raises ValueError for an unknown name, ImportError where its package is missing."""
-    if name not in SOURCES:
-        raise ValueError(f"unknown data {name!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[name]()
-
-
 def digits() -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey enlarged to 32x32 and repeated to three channels; 20 % for test."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 32x32 and repeated to 3 channels; 20 % for test.
+
+    Raises ImportError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

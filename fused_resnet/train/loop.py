@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 import fused_resnet
 
 from ..models.registry import create_model
-from .data import Data, load_data, shifted
+from .data import SOURCES, Data, shifted
 from .settings import WARM_UP_EPOCHS, TrainSettings, learning_rate_factor
 
 __all__ = ["Epoch", "TrainResult", "train"]
@@ -52,12 +52,12 @@ def train(settings: TrainSettings, on_step: Callable[[TrainResult, int], None] |
     """Trains a model and tests it after each epoch.
 
     The seed fixes initial weights, order of the images and shifts, the same for a fused model and its stock twin.
-    ``on_step`` is told the result so far and the number of all steps. Ctrl-C ends the run: the result so far is returned,
-    marked ``interrupted``. Raises ValueError or ImportError for unknown data or model.
+    ``on_step`` is told the result so far and the number of all steps. Ctrl-C ends the run: the result so far is
+    returned, marked ``interrupted``. Raises ImportError where the data's package is missing.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    data = load_data(settings.data)
+    data = SOURCES[settings.data]()
     model = _seeded_model(settings, data.classes)
     result = TrainResult(settings, environment=fused_resnet.info())
     start = time.perf_counter()
@@ -94,7 +94,9 @@ def _run(
     generator = torch.Generator().manual_seed(settings.seed)
     steps_per_epoch = -(-len(data.train_labels) // settings.batch)
     steps = settings.epochs * steps_per_epoch
-    factor = partial(learning_rate_factor, settings.schedule, steps=steps, warm_up_steps=WARM_UP_EPOCHS * steps_per_epoch)
+    factor = partial(
+        learning_rate_factor, settings.schedule, steps=steps, warm_up_steps=WARM_UP_EPOCHS * steps_per_epoch
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     test_images = data.test_images.contiguous(memory_format=torch.channels_last)
     start = time.perf_counter()

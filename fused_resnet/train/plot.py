@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .loop import TrainResult
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["learning_curve"]
+    from .loop import TrainResult
+
+__all__ = ["curves"]
+
+COLOR = "#d1495b"
 
 
-def learning_curve(result: TrainResult) -> Figure:
+def curves(result: TrainResult) -> Figure:
     """Loss of each step, and test accuracy after each epoch."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.semilogy(range(1, len(result.losses) + 1), result.losses, color="#6b7c93", linewidth=0.8)
-    loss.set(title="training loss", xlabel="step")
-    epochs = [e.epoch for e in result.epochs]
-    accuracy.plot(epochs, [100 * e.test_accuracy for e in result.epochs], color="#d1495b", marker="o", markersize=3)
-    accuracy.set(title="test accuracy, %", xlabel="epoch")
-    for panel in (loss, accuracy):
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    losses.plot(range(1, len(result.losses) + 1), result.losses, color=COLOR, linewidth=1)
+    losses.set(title="training loss", xlabel="step", ylabel="cross entropy", yscale="log")
+    epochs = [epoch.epoch for epoch in result.epochs]
+    tested = [100 * epoch.test_accuracy for epoch in result.epochs]
+    accuracies.plot(epochs, tested, color=COLOR, marker="o", markersize=4)
+    accuracies.set(title="test accuracy", xlabel="epoch", ylim=(0, 102))
+    accuracies.yaxis.set_major_formatter(PercentFormatter())
+    accuracies.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if tested:
+        label = (-4, -14)
+        accuracies.annotate(
+            f"{tested[-1]:.1f}%", (epochs[-1], tested[-1]), label, textcoords="offset points", ha="right"
+        )
+    for panel in (losses, accuracies):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     settings = result.settings
-    figure.suptitle(f"{settings.model} on {settings.data}, {'stock' if settings.stock else 'fused'}", fontsize="medium")
+    form = "stock" if settings.stock else "fused"
+    figure.suptitle(f"{settings.model} on {settings.data}, {form}, seed {settings.seed}", fontsize="medium")
     return figure

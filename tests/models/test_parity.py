@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.oracle import relative_error
-from support.parity import Step, assert_parity, classify, smooth, stock_twin
+from support.parity import assert_parity, classify, smooth, stock_twin, with_inference
 from torch import nn
 
 from fused_resnet import models
@@ -40,18 +40,6 @@ def with_running_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-def classify_and_infer(x: torch.Tensor, target: torch.Tensor) -> Step:
-    """The step of ``classify``, and the output where no gradient is asked for."""
-    step = classify(x, target)
-
-    def both(model: nn.Module) -> dict[str, torch.Tensor]:
-        tensors = step(model)
-        with torch.no_grad():
-            return tensors | {"output without gradient": model(x.to(next(model.parameters()).dtype))}
-
-    return both
-
-
 @pytest.mark.parametrize("name", models.names())
 def test_training(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     model = smooth(models.create_model(f"fused_resnet:{name}", num_classes=10))
@@ -61,7 +49,7 @@ def test_training(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_evaluation(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     model = smooth(models.create_model(f"fused_resnet:{name}", num_classes=10))
-    assert_parity(with_running_statistics(model, batch[0]), classify_and_infer(*batch))
+    assert_parity(with_running_statistics(model, batch[0]), with_inference(classify(*batch), batch[0]))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -72,7 +60,7 @@ def test_relu(name: str, mode: str, batch: tuple[torch.Tensor, torch.Tensor]) ->
     step = classify(*batch)
     if mode == "eval":
         with_running_statistics(model, batch[0])
-        step = classify_and_infer(*batch)
+        step = with_inference(step, batch[0])
     assert_parity(model, step, gradient_atol=5e-2)
 
 

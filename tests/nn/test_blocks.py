@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.oracle import relative_error
-from support.parity import assert_parity, randomise_batch_norms, results, stock_twin
+from support.parity import assert_parity, randomise_batch_norms, results, stock_twin, weighted_sum
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -48,24 +48,11 @@ def x() -> Tensor:
     return torch.randn(3, 16, 10, 10)
 
 
-def step_of(x: Tensor) -> Any:
-    """A step with a loss that weights every element of the output differently, and the gradient of ``x``."""
-
-    def step(model: nn.Module) -> dict[str, Tensor]:
-        leaf = x.to(next(model.parameters()).dtype, copy=True).requires_grad_()
-        output = model(leaf)
-        weight = torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype)
-        (output * weight).sum().backward()
-        return results(model, {"output": output, "grad of x": leaf.grad})
-
-    return step
-
-
 @every_block
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_parity(make: Any, mode: str, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(make()).train(mode == "train")
-    assert_parity(model, step_of(x))
+    assert_parity(model, weighted_sum(x))
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: type(act).__name__)
@@ -74,7 +61,7 @@ def test_parity(make: Any, mode: str, x: Tensor, target: str) -> None:
 def test_activations(name: str, mode: str, act: nn.Module, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(BLOCKS[name]()).train(mode == "train")
     setattr(model, "relu" if hasattr(model, "relu") else "act", act)
-    assert_parity(model, step_of(x))
+    assert_parity(model, weighted_sum(x))
     assert model.unfusable() is None
 
 
@@ -90,7 +77,7 @@ def test_tail_with_residual(x: Tensor, target: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.tail(x, residual.to(x.dtype))
 
-    assert_parity(WithResidual(model), step_of(x))
+    assert_parity(WithResidual(model), weighted_sum(x))
 
 
 @every_block
@@ -101,7 +88,7 @@ def test_frozen_batch_norms_in_training(make: Any, x: Tensor) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
     before = copy.deepcopy(model)
-    assert_parity(model, step_of(x))
+    assert_parity(model, weighted_sum(x))
     for a, b in zip(model.buffers(), before.buffers(), strict=True):
         assert torch.equal(a, b)
 
@@ -126,7 +113,7 @@ def test_any_subset_without_gradients(frozen: str, mode: str, x: Tensor) -> None
 def test_float64_is_exact(make: Any, x: Tensor, target: str) -> None:
     model = randomise_batch_norms(make()).double()
     twin = stock_twin(model)
-    step = step_of(x.double())
+    step = weighted_sum(x.double())
     ours, stock = step(model), step(twin)
     for name, want in stock.items():
         assert (ours[name] - want).double().norm() <= 1e-12 * (want.double().norm() + 1), name  # some are zeros

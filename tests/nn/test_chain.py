@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.parity import assert_parity, randomise_batch_norms, results
-from torch import Tensor, nn
+from support.parity import assert_parity, randomise_batch_norms, weighted_sum, with_inference
+from torch import nn
 
 import fused_resnet
 from fused_resnet import ops
@@ -38,14 +38,7 @@ def test_parity(make: object, mode: str, target: str) -> None:
     model.train(mode == "train")
     x = torch.randn(3, 16, 8, 8)
 
-    def step(model: nn.Module) -> dict[str, Tensor]:
-        output = model(x.to(next(model.parameters()).dtype))
-        output.square().sum().backward()
-        with torch.no_grad():
-            inference = model(x.to(output.dtype))
-        return results(model, {"output": output, "output without gradient": inference})
-
-    assert_parity(model, step)
+    assert_parity(model, with_inference(weighted_sum(x), x))
 
 
 def test_a_layer_used_twice_is_called_twice() -> None:

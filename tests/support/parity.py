@@ -22,6 +22,8 @@ __all__ = [
     "results",
     "smooth",
     "stock_twin",
+    "weighted_sum",
+    "with_inference",
 ]
 
 Step = Callable[[nn.Module], dict[str, Tensor]]
@@ -51,6 +53,31 @@ def classify(x: Tensor, target: Tensor) -> Step:
         return results(model, {"output": output, "loss": loss})
 
     return step
+
+
+def weighted_sum(x: Tensor) -> Step:
+    """A step on ``x`` whose loss weights every element of the output differently, with the gradient of ``x`` too."""
+
+    def step(model: nn.Module) -> dict[str, Tensor]:
+        leaf = x.to(next(model.parameters()).dtype, copy=True).requires_grad_()
+        output = model(leaf)
+        weight = torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype)
+        (output * weight).sum().backward()
+        assert leaf.grad is not None
+        return results(model, {"output": output, "grad of x": leaf.grad})
+
+    return step
+
+
+def with_inference(step: Step, x: Tensor) -> Step:
+    """``step``, and then the output for ``x`` where no gradient is asked for."""
+
+    def both(model: nn.Module) -> dict[str, Tensor]:
+        tensors = step(model)
+        with torch.no_grad():
+            return tensors | {"output without gradient": model(x.to(next(model.parameters()).dtype))}
+
+    return both
 
 
 def assert_parity(model: nn.Module, step: Step, gradient_atol: float = 1e-6) -> None:

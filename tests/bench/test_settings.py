@@ -1,0 +1,43 @@
+"""Settings refuse what cannot be run before anything is started."""
+
+import pytest
+
+from fused_resnet.bench import Settings
+from fused_resnet.bench.settings import ALLOCATORS
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"image_size": -1}, "image_size: expected at least 1, got -1"),
+        ({"threads": 0}, "threads: expected at least 1, got 0"),
+        ({"rounds": 0}, "rounds: expected at least 1, got 0"),
+        ({"mode": "test"}, "unknown mode 'test'; known: train, infer"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'; known: fp32"),
+        ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
+        ({"variants": ["fused", "jit"]}, "unknown variant 'jit'; known: fused, eager, channels_last, compile"),
+        ({"variants": ["fused", "fused"]}, "variant: expected distinct names of .*, got fused, fused"),
+        ({"variants": []}, "variant: expected distinct names of .*, got none"),
+        ({"allocators": ["jemalloc"]}, "unknown allocator 'jemalloc'; known: default, tuned"),
+        ({"models": ["resnet19"]}, "unknown model 'resnet19'; nearest: resnet1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_values(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**wrong)
+
+
+def test_batch_of_a_model():
+    settings = Settings(models=["resnet18", "resnet50", "resnet34"])
+    assert [settings.job(model, "fused").batch for model in settings.models] == [32, 16, 16]
+    assert Settings(batch=3).job("resnet18", "fused").batch == 3
+
+
+def test_the_tuned_allocator_is_that_of_the_contract():
+    assert ALLOCATORS["tuned"] == {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "1000000000000",
+        "MALLOC_TOP_PAD_": "268435456",
+    }
