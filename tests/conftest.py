@@ -33,3 +33,12 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
     if before:
         cpu.set_isa(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Runs the test on one thread: small layers gain nothing from more, and lose much where the machine is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

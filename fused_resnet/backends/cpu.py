@@ -1,10 +1,14 @@
 """The CPU backend: the C++ kernels of csrc/cpu, between PyTorch's own convolutions.
 
-:func:`conv_forward`, :func:`conv_dgrad` and :func:`conv_wgrad` are the door for a convolution engine: prologue and
-epilogue are theirs, and nothing else here knows that they are passes of their own today.
+:func:`conv_forward` and :func:`conv_backward` are the door for a convolution engine: prologues and epilogues are theirs,
+and nothing else here knows that they are passes of their own today. What such a pass hands to a convolution lies in a
+workspace of the calling thread, two buffers as large as the largest layer so far (see :func:`free_workspace`): glibc
+returns large blocks to the system, and to fault their pages in again costs more than to write them.
 """
 
 from __future__ import annotations
+
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +26,7 @@ __all__ = [
     "bn_add_act",
     "bn_add_act_backward",
     "conv_bn_add_act",
+    "free_workspace",
     "isa",
     "set_isa",
     "supported_isas",
@@ -33,6 +38,7 @@ isa, set_isa, supported_isas = _cpu.isa, _cpu.set_isa, _cpu.supported_isas
 # The numbering is that of DType in csrc/shapes.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_NORM = (0, 0, 0, 0, 0.0)
+_buffers = threading.local()
 
 
 def unsupported(op: str, x: Tensor, pool: MaxPool | None = None) -> str | None:
@@ -68,11 +74,7 @@ def bn_act_conv_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """g_x [N, C, H, W], g_bn [4, C], g_weight, g_bias; ``output_mask`` asks for (x and bn, weight, bias)."""
     g = g_y if g_mean is None or g_var is None else _channel_stats_backward(g_y, g_mean, g_var, y, y_mean)
-    g_weight = conv_wgrad(g, x, bn, activation, weight, conv) if output_mask[1] else None
-    g_bias = g.sum((0, 2, 3)) if output_mask[2] else None
-    if not output_mask[0]:
-        return None, None, g_weight, g_bias
-    return *conv_dgrad(g, x, bn, activation, weight, conv), g_weight, g_bias
+    return conv_backward(g, x, bn, activation, weight, conv, output_mask)
 
 
 def conv_forward(
@@ -93,37 +95,28 @@ def conv_forward(
     return y, mean, var
 
 
-def conv_wgrad(
+def conv_backward(
     g: Tensor,  # [N, K, OH, OW]
     x: Tensor,  # [N, C, H, W]
     bn: BatchNorm | None,
     activation: Activation,
     weight: Tensor,  # [K, C / groups, R, S]
     conv: Conv,
-) -> Tensor:
-    """Prologue u = act(norm(x)) recomputed, then the gradient of ``weight``."""
-    u = _bn_act(x, bn, activation)
-    g_weight = reference.convolution_backward(g, u, weight, conv, (False, True, False))[1]
-    assert g_weight is not None
-    return g_weight
+    output_mask: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """wgrad with u recomputed in its prologue, dgrad with act' and the channel sums in its epilogue.
 
-
-def conv_dgrad(
-    g: Tensor,  # [N, K, OH, OW]
-    x: Tensor,  # [N, C, H, W]
-    bn: BatchNorm | None,
-    activation: Activation,
-    weight: Tensor,  # [K, C / groups, R, S]
-    conv: Conv,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient of u, then as its epilogue act' and the channel sums: g_x [N, C, H, W] and g_bn [4, C]."""
-    g_u = reference.convolution_backward(g, x, weight, conv, (True, False, False))[0]
-    assert g_u is not None
+    Returns g_x [N, C, H, W], g_bn [4, C], g_weight, g_bias as ``output_mask`` asks for.
+    """
+    u = _bn_act(x, bn, activation) if output_mask[1] else x
+    g_u, g_weight, g_bias = reference.convolution_backward(g, u, weight, conv, output_mask)
+    if g_u is None:
+        return None, None, g_weight, g_bias
     g_u = g_u.contiguous(memory_format=torch.channels_last)
     if bn is None and activation.name == "identity":
-        return g_u, None
+        return g_u, None, g_weight, g_bias
     g_x, g_bn, _, _ = _bn_add_act_backward(g_u, x, bn, None, None, activation, g_x=g_u)
-    return g_x, g_bn
+    return g_x, g_bn, g_weight, g_bias
 
 
 def bn_add_act(
@@ -277,11 +270,19 @@ def _channel_stats_backward(
     y: Tensor,  # [N, K, H, W]
     y_mean: Tensor,  # [K]
 ) -> Tensor:
-    g = torch.empty_like(y)
-    vectors = [v.contiguous() for v in (y_mean, g_mean, g_var)]
-    addresses = (v.data_ptr() for v in vectors)
-    dtype = _DTYPES[y.dtype]
-    _cpu.channel_stats_backward(dtype, _view(y), _threads(), g_y.data_ptr(), y.data_ptr(), *addresses, g.data_ptr())
+    g = _workspace("g", y)
+    g_mean, g_var = g_mean.contiguous(), g_var.contiguous()
+    _cpu.channel_stats_backward(
+        _DTYPES[y.dtype],
+        _view(y),
+        _threads(),
+        g_y.data_ptr(),
+        y.data_ptr(),
+        y_mean.data_ptr(),
+        g_mean.data_ptr(),
+        g_var.data_ptr(),
+        g.data_ptr(),
+    )
     return g
 
 
@@ -290,7 +291,23 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
 
 
 def _bn_act(x: Tensor, bn: BatchNorm | None, activation: Activation) -> Tensor:
-    return x if bn is None and activation.name == "identity" else bn_add_act(x, bn, None, None, activation)
+    if bn is None and activation.name == "identity":
+        return x
+    return _bn_add_act(x, bn, None, None, activation, out=_workspace("u", x))
+
+
+def free_workspace() -> None:
+    """Gives back the calling thread's workspace; the next op takes a new one."""
+    _buffers.__dict__.clear()
+
+
+def _workspace(name: str, like: Tensor) -> Tensor:
+    """A tensor in the layout of the dense ``like``, which lasts until the next call for this name in this thread."""
+    buffer = _buffers.__dict__.get(name)
+    if buffer is None or buffer.numel() < like.nbytes:
+        _buffers.__dict__[name] = None  # before the larger one is taken
+        buffer = _buffers.__dict__[name] = torch.empty(like.nbytes, dtype=torch.uint8)
+    return buffer[: like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
 
 
 def _threads() -> int:

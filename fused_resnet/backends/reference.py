@@ -184,8 +184,8 @@ def convolution_backward(
     """Gradients of u, weight and bias, those that ``output_mask`` asks for."""
     one_by_one = weight.shape[2] == weight.shape[3] == 1 and conv.padding == (0, 0)
     if output_mask[1] and one_by_one and conv.stride != (1, 1) and weight.shape[1] < 16:
-        # A strided 1x1 convolution reads every stride-th pixel alone. For fewer than 16 channels in channels_last oneDNN's
-        # weight gradient of it writes out of bounds (PyTorch 2.14), that of a dense one on just these pixels does not.
+        # A strided 1x1 convolution reads every stride-th pixel alone. For fewer than 16 channels in channels_last
+        # oneDNN's weight gradient of it writes out of bounds (PyTorch 2.14). Dense, on just these pixels, it does not.
         read = u[:, :, :: conv.stride[0], :: conv.stride[1]].contiguous(memory_format=torch.channels_last)
         dense = conv._replace(stride=(1, 1))
         g_weight = convolution_backward(g, read, weight, dense, (False, True, False))[1]

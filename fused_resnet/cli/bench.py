@@ -11,7 +11,7 @@ from rich.console import Console
 from ..bench import BenchError, BenchResult, Settings, run_settings
 from ..bench.settings import ALLOCATORS, DEFAULT_BATCHES, DEVICES, DTYPES, MODES, OTHER_BATCH
 from ..bench.variants import VARIANTS
-from .errors import BAD_INPUT, FAILED, INTERRUPTED, shown
+from .errors import BAD_INPUT, FAILED, end_interrupted, shown
 from .options import MODEL_HELP, JsonPath, Threads
 from .output import check_writable, progress_bar, write_json, write_plot, write_text
 
@@ -74,7 +74,7 @@ def bench(
     if result.rows:
         _show(result, plot, html)
     if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        end_interrupted(json)
 
 
 def _show(result: BenchResult, plot: Path | None, html: Path | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CommandError", "shown"]
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CommandError", "end_interrupted", "shown"]
 
 FAILED = 1
 BAD_INPUT = 2
@@ -27,3 +29,9 @@ def shown(exit_code: int, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise CommandError(str(error), exit_code) from error
+
+
+def end_interrupted(kept: Path | None) -> NoReturn:
+    """Ends a command whose results so far are shown, and kept in a file if one was asked for."""
+    where = f", also in {kept}" if kept else ""
+    raise CommandError(f"interrupted; the results so far are above{where}", INTERRUPTED)

@@ -59,7 +59,7 @@ def write_plot(path: Path | None, draw: Callable[[], Figure]) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressUpdate]:
-    """A bar on stderr, told what is done now and how much of all is done."""
+    """A bar on stderr, where that is a terminal, told what is done now and how much of all is done."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -67,12 +67,14 @@ def progress_bar() -> Iterator[ProgressUpdate]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
 
 
 def _write(path: Path, data: bytes) -> None:
+    path = path.resolve()  # of a link, the file that it stands for
     temporary = _temporary(path)
     try:
         temporary.write_bytes(data)

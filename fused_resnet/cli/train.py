@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train.settings import SCHEDULES, TrainSettings
-from .errors import BAD_INPUT, INTERRUPTED, shown
+from .errors import BAD_INPUT, end_interrupted, shown
 from .options import MODEL_HELP, JsonPath, Threads
 from .output import check_writable, progress_bar, write_json, write_plot
 
@@ -67,7 +67,7 @@ def train(
 
         write_plot(plot, lambda: curves(result))
     if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        end_interrupted(json)
 
 
 def _run(settings: TrainSettings) -> TrainResult:

@@ -27,7 +27,7 @@ def fuse(model: nn.Module, *, exclude: Iterable[str] = ()) -> FuseReport:
     Args:
         model: any module; the model itself may be what is fused.
         exclude: paths as in ``model.named_modules()``; each leaves out that module and all it contains, and with it a
-            block that would have fused that module.
+            block that would have fused that module. What an earlier call has fused stays as it is.
 
     Returns:
         A FuseReport with the lists ``fused``, ``partial`` and ``skipped`` of ``(name, class_name, reason)``.

@@ -98,7 +98,7 @@ def add_act(
     """``act(x + residual)`` [N, C, H, W] in the type of ``x``."""
     x, bn, updates = _addend(x)
     residual, residual_bn, residual_updates = (None, None, ()) if residual is None else _addend(residual)
-    if residual is not None and torch.is_autocast_enabled(x.device.type):
+    if residual is not None and residual.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
         residual = residual.to(x.dtype)  # as stock's in-place add does to a float32 block input
     checks.check_residual(residual, x.shape, x)
     _commit(*updates, *residual_updates)
@@ -110,8 +110,7 @@ def max_pool(x: Tensor | Deferred, pool: nn.MaxPool2d) -> Tensor:
     """``pool(x)`` [N, C, OH, OW] for ``x`` [N, C, H, W]."""
     raw, bn, act, updates = x if isinstance(x, Deferred) else (x, None, IDENTITY, ())
     _commit(*updates)
-    stride = pool.kernel_size if pool.stride is None else pool.stride
-    geometry = (pool.kernel_size, stride, pool.padding)
+    geometry = (pool.kernel_size, pool.stride, pool.padding)
     return ops.bn_act_max_pool(raw, bn, act.name, *geometry, negative_slope=act.negative_slope)
 
 

@@ -81,7 +81,7 @@ def conv_bn_reason(conv_name: str, conv: nn.Module, bn_name: str, bn: nn.Module)
 
 def is_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a normalisation of any kind, by its class's name."""
-    return "Norm" in type(module).__name__
+    return "Norm" in _name(module) and not isinstance(module, nn.Sequential)  # as torchvision's Conv2dNormActivation is
 
 
 def activation_reason(module: nn.Module) -> str | None:

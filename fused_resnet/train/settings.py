@@ -69,7 +69,7 @@ def learning_rate_factor(schedule: str, step: int, steps: int, warm_up_steps: in
     exponential from ``WARM_UP_START`` to 1.
 
     So gentle a start is for the sake of comparison, as a random network amplifies rounding: under a linear warm-up to
-    0.1 over one epoch, the losses of stock PyTorch and of the same with weights changed by 1e-7 are 1e-2 apart at step 6.
+    0.1 over one epoch, the losses of stock PyTorch and of the same with weights off by 1e-7 are 1e-2 apart at step 6.
     """
     warm_up = WARM_UP_START ** max(0.0, 1 - step / warm_up_steps)
     return min(warm_up, SCHEDULES[schedule](step / steps))

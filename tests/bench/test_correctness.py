@@ -39,5 +39,7 @@ def test_the_limit_is_the_floor_of_the_type_or_follows_stock():
 @pytest.mark.parametrize("error", [0.2, inf, nan])
 def test_refused_above_the_limit(error):
     refuse_wrong("resnet18", {"fused": {"logits": 0.1}}, {"logits": 0.1})
-    with pytest.raises(BenchError, match=r"resnet18, variant fused .* logits .*, expected at most 1.00e-01; nothing was"):
+    with pytest.raises(
+        BenchError, match=r"resnet18, variant fused .* logits .*, expected at most 1.00e-01; nothing was"
+    ):
         refuse_wrong("resnet18", {"fused": {"logits": error}}, {"logits": 0.1})

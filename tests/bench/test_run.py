@@ -1,6 +1,5 @@
 """Runs with real child processes: the protocol, its failures, and their ends."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -26,7 +25,7 @@ TINY = {
 
 @pytest.fixture
 def planted_worker(tmp_path, monkeypatch):
-    """Makes the children run a worker whose variant ``fused`` is replaced: ``planted_worker(body of prepare(model))``."""
+    """Replaces the variant ``fused`` of the children's worker: ``planted_worker(body of prepare(model))``."""
 
     def plant(body):
         script = tmp_path / "worker.py"
@@ -68,7 +67,9 @@ def test_a_run(monkeypatch):
 
 def test_a_variant_that_computes_something_else_is_refused(planted_worker):
     planted_worker("return lambda images: 1.01 * model(images)")
-    with pytest.raises(BenchError, match=r"variant fused computes something else .* logits 1.00e-02, expected at most 1.0"):
+    with pytest.raises(
+        BenchError, match=r"variant fused computes something else .* logits 1.00e-02, expected at most 1.0"
+    ):
         run(**TINY | {"variants": ["fused"]}, rounds=1)  # the reference runs though nobody asked for it
 
 
@@ -89,13 +90,19 @@ def test_a_child_that_dies_says_its_last_words(planted_worker):
         os.write(2, b"first line\\nsegmentation of something\\n")
         os._exit(11)
     """)
-    with Child(job(), "default") as subject, pytest.raises(BenchError, match="ended with code 11: .*segmentation of some"):
+    with (
+        Child(job(), "default") as subject,
+        pytest.raises(BenchError, match=r"ended with code 11: .*segmentation of some"),
+    ):
         subject.receive()
 
 
 def test_a_child_that_raises_is_reported(planted_worker):
     planted_worker("raise ValueError('expected this, got that')")
-    with Child(job(), "default") as subject, pytest.raises(BenchError, match="fused: ValueError: expected this, got that"):
+    with (
+        Child(job(), "default") as subject,
+        pytest.raises(BenchError, match="fused: ValueError: expected this, got that"),
+    ):
         subject.receive()
 
 

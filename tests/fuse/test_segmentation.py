@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import fused_resnet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])

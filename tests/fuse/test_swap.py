@@ -23,6 +23,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 import fused_resnet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BasicBlock = torchvision.models.resnet.BasicBlock
 
 
@@ -188,7 +190,7 @@ def test_averaged_copy(fused: nn.Module, x: Tensor) -> None:
     assert_same_step(ema.module, stock_twin(ema.module), x)
 
 
-@pytest.mark.parametrize("path", ["layer1.0", "layer1.0.conv1", "layer1.0.bn2", "layer2.0.downsample", "bn1", ""])
+@pytest.mark.parametrize("path", ["layer1.0", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.downsample", "bn1", ""])
 @pytest.mark.parametrize(
     "register",
     [

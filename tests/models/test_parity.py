@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,21 +11,14 @@ from torch import nn
 
 from fused_resnet import models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHALLOW = ("resnet18", "resnet50", "resnext50_32x4d", "resnet20")
 
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from threads, and lose much where the machine is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_running_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:

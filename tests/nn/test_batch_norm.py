@@ -12,6 +12,8 @@ from torch import nn
 
 from fused_resnet.nn import BasicBlock, BNAddAct2d, ConvBNAct2d
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Make = Callable[[], nn.Module]
 MODULES = {
     "conv_bn_act": lambda: ConvBNAct2d(6, 6),

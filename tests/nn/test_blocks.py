@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from fused_resnet import nn as fused_nn
 from fused_resnet.nn import BasicBlock, BNAddAct2d, Bottleneck, ConvBNAct2d, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def projection(inplanes: int, outplanes: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride, bias=False), nn.BatchNorm2d(outplanes))
@@ -240,6 +242,16 @@ def test_a_kernel_larger_than_the_padded_input_is_refused() -> None:
         ConvBNAct2d(8, 8, 5, padding=0)(torch.randn(2, 8, 3, 3))
     with pytest.raises(ValueError, match="residual: expected shape"):
         BNAddAct2d(8)(torch.randn(2, 8, 3, 3), torch.randn(2, 8, 3, 4))
+
+
+@every_block
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_meta_device(make: Any, mode: str) -> None:
+    model = make().to("meta").train(mode == "train")
+    x = torch.empty(3, 16, 10, 10, device="meta")
+    assert model(x).shape == stock_twin(model)(x).shape
+    with torch.no_grad():
+        assert model(x).shape == stock_twin(model)(x).shape
 
 
 def test_a_function_transform_runs_the_stock_forward() -> None:

@@ -9,6 +9,9 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import ops
+from fused_resnet.nn import BasicBlock, Bottleneck
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv_bn(inputs: int = 16, outputs: int = 16, **options: object) -> list[nn.Module]:
@@ -18,6 +21,7 @@ def conv_bn(inputs: int = 16, outputs: int = 16, **options: object) -> list[nn.M
 CHAINS = {
     "stem": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.MaxPool2d(3, 2, 1)),
     "pool_without_activation": lambda: nn.Sequential(*conv_bn(), nn.MaxPool2d(2)),
+    "pool_of_stride_1": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.MaxPool2d((3, 2), stride=1, padding=(1, 0))),
     "two_runs": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), *conv_bn(bias=True), nn.GELU()),
     "run_without_activation": lambda: nn.Sequential(*conv_bn(), *conv_bn()),
     "average_pool_after": lambda: nn.Sequential(*conv_bn(), nn.SiLU(), nn.AvgPool2d(2)),
@@ -51,22 +55,34 @@ def test_a_layer_used_twice_is_called_twice() -> None:
     assert (model(x) >= 0).all()
 
 
-def test_what_is_handed_on_is_raw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs in a row cost two convolutions and one pass at the end; the norm between them costs none."""
-    calls = []
-    for name in ("bn_act_conv", "bn_add_act", "bn_act_max_pool", "conv_bn_add_act"):
-        op = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
-    x = torch.randn(2, 16, 8, 8)
-    for make, training, want in (
+BLOCK = ["bn_act_conv"] * 3 + ["bn_add_act"]
+INFERENCE = ["conv_bn_add_act"] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "training", "calls"),
+    [
         (CHAINS["two_runs"], True, ["bn_act_conv", "bn_act_conv", "bn_add_act"]),
         (CHAINS["two_runs"], False, ["conv_bn_add_act", "conv_bn_add_act"]),
         (CHAINS["stem"], True, ["bn_act_conv", "bn_act_max_pool"]),
         (CHAINS["stem"], False, ["bn_act_conv", "bn_act_max_pool"]),
-    ):
-        model = make().train(training)
-        fused_resnet.fuse(model)
-        calls.clear()
-        with torch.set_grad_enabled(training):
-            model(x)
-        assert calls == want
+        (lambda: Bottleneck(16, 4), True, BLOCK),
+        (lambda: Bottleneck(16, 4), False, INFERENCE),
+        (lambda: BasicBlock(16, 8, 1, nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8))), True, BLOCK),
+        (lambda: BasicBlock(16, 8, 1, nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8))), False, INFERENCE),
+    ],
+    ids=[f"{name}-{mode}" for name in ("two_runs", "stem", "block", "projection") for mode in ("train", "infer")],
+)
+def test_raw_outputs_are_handed_on(
+    make: object, training: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms and activations cost no op of their own: only the end of a block or run is written out."""
+    seen = []
+    for name in ("bn_act_conv", "bn_add_act", "bn_act_max_pool", "conv_bn_add_act"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: seen.append(name) or op(*a, **k))
+    model = make().train(training)
+    fused_resnet.fuse(model)
+    with torch.set_grad_enabled(training):
+        model(torch.randn(2, 16, 8, 8))
+    assert seen == calls

@@ -15,6 +15,8 @@ from torch import nn
 import fused_resnet
 from fused_resnet.nn import BasicBlock, BNAddAct2d, Bottleneck, ConvBNAct2d
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODELS = {
     "basic": lambda: BasicBlock(16, 16),
     "bottleneck_cumulative": lambda: cumulative(Bottleneck(16, 4)),

@@ -69,6 +69,17 @@ def test_add_act(target: str) -> None:
     assert_same(ours, F.leaky_relu(others[0] + others[1], 0.3), inputs, others)
 
 
+def test_strided_1x1_of_few_channels(target: str) -> None:
+    """Where oneDNN's weight gradient in channels_last writes out of bounds, sooner or later to be seen as a crash."""
+    weight = torch.randn(12, 8, 1, 1, requires_grad=True)
+    for _ in range(20):
+        x = torch.randn(3, 8, 10, 9, requires_grad=True)
+        ours = functional.conv_bn_act(x, weight, None, None, training=True, activation="silu", stride=2)
+        stock = F.silu(F.batch_norm(F.conv2d(x, weight, stride=2), None, None, training=True))
+        for a, b in zip(*(torch.autograd.grad((y**3).sum(), (x, weight)) for y in (ours, stock)), strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
 def test_without_running_statistics() -> None:
     x, weight = torch.randn(2, 4, 5, 5), torch.randn(4, 4, 1, 1)
     out = functional.conv_bn_act(x, weight, None, None, training=True)

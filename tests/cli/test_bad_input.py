@@ -1,0 +1,82 @@
+"""Bad input gets one line on stderr and exit code 2, before anything runs."""
+
+import sys
+
+import pytest
+
+from fused_resnet.cli import main
+
+
+def error_of(capsys, *arguments):
+    """The one line on stderr, without its beginning."""
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("fused-resnet: error: ")
+    return line.removeprefix("fused-resnet: error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bench resnet19", "unknown model 'resnet19'; nearest: resnet"),
+        (
+            "bench caffe:resnet18",
+            "expected a model as NAME or SOURCE:NAME with SOURCE of torchvision, fused_resnet, timm",
+        ),
+        ("bench --variants fused,jit", "unknown variant 'jit'; known: fused, eager, channels_last, compile"),
+        ("bench --variants fused,", "unknown variant ''; known: fused"),
+        ("bench --batch 0", "batch: expected at least 1, got 0"),
+        ("bench --batch many", "Invalid value for '--batch'"),
+        ("bench --image-size -3", "image_size: expected at least 1, got -3"),
+        ("bench --threads 0", "threads: expected at least 1, got 0"),
+        ("bench --rounds 0", "rounds: expected at least 1, got 0"),
+        ("bench --mode test", "unknown mode 'test'; known: train, infer"),
+        ("bench --dtype int8", "unknown dtype 'int8'; known: fp32, fp64, bf16, fp16"),
+        ("bench --device tpu", "unknown device 'tpu'; known: cpu, cuda"),
+        ("bench --allocator jemalloc", "unknown allocator 'jemalloc'; known: default, tuned"),
+        ("bench --bacth 3", "No such option: --bacth"),
+        ("fuse resnet19", "unknown model 'resnet19'; nearest: resnet"),
+        ("fuse", "Missing argument"),
+        ("fuse resnet18 --exclude layer5", "exclude: expected a module's path, got 'layer5'"),
+        ("train --data cifar", "unknown data 'cifar'; known: digits"),
+        ("train --model resnet21", "unknown model 'resnet21'; nearest: resnet"),
+        ("train --epochs 0", "epochs: expected at least 1, got 0"),
+        ("train --lr nan", "lr: expected a positive number, got nan"),
+        ("tarin", "No such command 'tarin'"),
+    ],
+    ids=lambda text: text.replace(" ", "_") if text.split()[0] in ("bench", "fuse", "train", "tarin") else "",
+)
+def test_one_line(capsys, arguments, message):
+    assert message in error_of(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize("command", ["bench", "fuse resnet18", "train", "info"])
+def test_a_path_that_cannot_be_written(capsys, tmp_path, command):
+    assert "got the directory" in error_of(capsys, *command.split(), "--json", str(tmp_path))
+    missing = str(tmp_path / "missing" / "result.json")
+    assert f"cannot write {missing}: No such file or directory" == error_of(capsys, *command.split(), "--json", missing)
+    (tmp_path / "file").touch()
+    inside_a_file = str(tmp_path / "file" / "result.json")
+    assert "Not a directory" in error_of(capsys, *command.split(), "--json", inside_a_file)
+
+
+@pytest.mark.parametrize("option", ["--plot", "--html"])
+def test_pictures_need_a_writable_path_and_matplotlib(capsys, monkeypatch, tmp_path, option):
+    assert "got the directory" in error_of(capsys, "bench", option, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "matplotlib" in error_of(capsys, "bench", option, str(tmp_path / "picture"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_source_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert "model 'torchvision:resnet18' needs torchvision" in error_of(capsys, "bench", "torchvision:resnet18")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "data 'digits' needs scikit-learn" in error_of(capsys, "train")
+
+
+def test_cuda_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch finds no CUDA device" in error_of(capsys, "bench", "--device", "cuda")
