@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,9 +70,12 @@ class Child:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # its session: torch.compile has started processes of its own
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            with suppress(OSError):  # what a dead child did not read
+                stream.close()  # type: ignore[union-attr]
 
     def _last_words(self, lines: int = 3) -> str:
         self._stderr.seek(0)

@@ -139,8 +139,7 @@ def test_subclasses_are_known_by_their_forward() -> None:
 
 def test_convolutions_of_other_networks() -> None:
     """Conv2dNormActivation is a Sequential without a forward of its own, and no norm, whatever its name says."""
-    with torch.device("meta"):
-        model = torchvision.models.regnet_y_400mf()
+    model = torchvision.models.regnet_y_400mf()
     report = fused_resnet.fuse(model)
     convolutions = sum(type(module) is nn.BatchNorm2d for module in model.modules())
     assert (len(report.fused), report.partial, report.skipped) == (convolutions, [], [])
