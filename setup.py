@@ -32,9 +32,7 @@ ARM = {"baseline": (0, ""), "neon": (16, "")}
 TARGETS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}
 
 # -Wno-maybe-uninitialized: GCC's own AVX-512 header warns.
-FLAGS = (
-    "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
-)
+FLAGS = "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
 
 
 def compiler() -> str | None:

@@ -1,7 +1,7 @@
 """The CPU backend: the C++ kernels of csrc/cpu, between PyTorch's own convolutions.
 
-:func:`conv_forward` and :func:`conv_backward` are the door for a convolution engine: prologues and epilogues are theirs,
-and nothing else here knows that they are passes of their own today. What such a pass hands to a convolution lies in a
+:func:`conv_forward` and :func:`conv_backward` are the door for a convolution engine: prologues and epilogues are
+theirs, and nothing else here knows that they are passes of their own today. What such a pass hands to a convolution lies in a
 workspace of the calling thread, two buffers as large as the largest layer so far (see :func:`free_workspace`): glibc
 returns large blocks to the system, and to fault their pages in again costs more than to write them.
 """
@@ -329,7 +329,7 @@ def _view(x: Tensor) -> tuple[int, int, int]:
 
 
 def _norm(bn: BatchNorm | None, dtype: torch.dtype) -> tuple[list[Tensor | None], tuple[int, int, int, int, float]]:
-    """The vectors of ``bn`` in the accumulation type, which the caller must keep alive, and their addresses with eps."""
+    """The vectors of ``bn`` in the accumulation type, for the caller to keep alive, and their addresses with eps."""
     if bn is None:
         return [], _NO_NORM
     vectors = [None if v is None else v.detach().to(accumulate_dtype(dtype)).contiguous() for v in bn[:4]]

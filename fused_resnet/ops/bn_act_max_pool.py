@@ -132,7 +132,7 @@ def bn_act_max_pool(
         negative_slope: of ``leaky_relu``.
 
     Returns:
-        out [N, C, OH, OW] in channels_last and the type of ``x``; differentiable, once. NaN wins, the first of equals too.
+        out [N, C, OH, OW] in channels_last and the type of ``x``; differentiable, once. NaN wins.
 
     Raises:
         TypeError, ValueError: with what was expected and what came.
