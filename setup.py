@@ -1,10 +1,10 @@
 """Builds the native modules of fused_resnet with ninja; everything else about the package is in pyproject.toml.
 
-``fused_resnet._cpu`` compiles its kernels once for each instruction set of the processor family and chooses at run time.
-No torch is needed: the modules take addresses, not tensors. Environment variables:
+``fused_resnet._cpu`` compiles its kernels once for each instruction set of the processor family and chooses at run
+time. No torch is needed: the modules take addresses, not tensors. Environment variables:
 
 CXX
-    The C++ compiler (g++ or clang++; C++17, OpenMP, vector extensions). Without one the package installs as pure Python.
+    The C++ compiler (g++ or clang++; C++17, OpenMP, vector extensions). Without one the package is pure Python.
 FUSED_RESNET_NATIVE=0
     Leaves the native modules out on purpose.
 """
@@ -32,7 +32,10 @@ ARM = {"baseline": (0, ""), "neon": (16, "")}
 TARGETS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}
 
 # -Wno-maybe-uninitialized: GCC's own AVX-512 header warns.
-FLAGS = "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+FLAGS = (
+    "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp "
+    "-Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+)
 
 
 def compiler() -> str | None:
