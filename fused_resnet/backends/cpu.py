@@ -2,8 +2,9 @@
 
 :func:`conv_forward` and :func:`conv_backward` are the door for a convolution engine: prologues and epilogues are
 theirs, and nothing else here knows that they are passes of their own today. What such a pass hands to a convolution
-lies in a workspace of the calling thread, two buffers as large as the largest layer so far, given back by
-:func:`free_workspace`: glibc returns large blocks to the system, and to fault their pages in again costs more than to write them.
+lies in a workspace of the calling thread: two buffers as large as the largest layer so far, which
+:func:`free_workspace` gives back. glibc returns large blocks to the system, and to fault their pages in again costs
+more than to write them.
 """
 
 from __future__ import annotations
