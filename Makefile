@@ -8,8 +8,9 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: bench bench-ops test lint format clean
 
+# Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
-	$(BIN)/fused-resnet bench --json results.json --plot results.png
+	$(BIN)/fused-resnet bench --rounds 2 --json results.json --plot results.png
 
 # Per op and per block, with GB/s: pytest-benchmark.
 bench-ops: $(VENV)/.built
