@@ -116,7 +116,7 @@ def _why_not_importable(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return str(error)
+        return f"{error} (native modules are built where a C++ compiler is found at install time)"
     return None
 
 
