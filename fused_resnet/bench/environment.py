@@ -46,7 +46,7 @@ def facts(job: Job) -> dict[str, Any]:
 def request(settings: Settings) -> dict[str, Any]:
     """When and how the benchmark was asked for."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command_line(),
         "seed": settings.seed,
         "rounds": settings.rounds,

@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 app = typer.Typer(
     name="fused-resnet",
-    help="Fused ResNets: faster and smaller in training and inference, with the results of stock PyTorch.",
+    help="Fused ResNets: the results of stock PyTorch in less memory, in training and inference.",
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
