@@ -22,7 +22,21 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-KERNELS = ("bn_act_max_pool", "bn_add_act", "bn_add_act_backward", "channel_stats", "kernels")
+KERNELS = (
+    "bn_act_max_pool",
+    "bn_add_act",
+    "bn_add_act_backward",
+    "conv_dgrad",
+    "conv_forward",
+    "conv_wgrad",
+    "gather_conv",
+    "gather_plan",
+    "gather_wgrad",
+    "kernels",
+    "multiply_add_peak",
+    "winograd_conv",
+    "winograd_wgrad",
+)
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
@@ -82,7 +96,7 @@ def write_ninja_file(path: Path, target: Path) -> None:
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
-        for unit in ("isa", "bindings"):
+        for unit in ("isa", "workspace", "bindings"):
             compile_unit(unit, unit, includes)
         n.build([str(target)], "link", objects)
 

@@ -41,4 +41,20 @@ struct PoolShape {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 };
 
+// A convolution of a channels_last image [batch, height, width, channels] with a filter [out_channels, channels / groups,
+// kernel_h, kernel_w].
+struct ConvShape {
+  int64_t batch, height, width, channels;
+  int64_t out_height, out_width, out_channels;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+};
+
+// Elements between neighbours of a filter [K, C / groups, R, S].
+struct FilterStrides {
+  int64_t k, c, r, s;
+};
+
+// How a convolution is computed. The numbering is that of CONV_ALGORITHMS in fused_resnet/backends/conv_algorithm.py.
+enum class ConvAlgorithm : int { direct, winograd_f2, winograd_f4 };
+
 }  // namespace fused_resnet

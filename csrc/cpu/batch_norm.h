@@ -76,5 +76,14 @@ class Norm {
   Scratch<S> data_;
 };
 
+// What statistics over `rows` pixels add to the gradient of their tensor y: g_mean / m + 2 g_var (y - y_mean) / m. Zero
+// where g_mean is null.
+template <class S>
+Norm<S> statistics_gradient(int64_t rows, int64_t channels, const void* y_mean, const void* g_mean, const void* g_var) {
+  const S each = S(1) / S(rows > 0 ? rows : 1);
+  return {channels, y_mean, [=](int64_t c) { return g_var ? 2 * each * static_cast<const S*>(g_var)[c] : S(0); },
+          [=](int64_t c) { return g_mean ? each * static_cast<const S*>(g_mean)[c] : S(0); }};
+}
+
 }  // namespace FUSED_RESNET_TARGET
 }  // namespace fused_resnet

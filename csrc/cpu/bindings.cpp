@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <tuple>
 
 #include "isa.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace fused_resnet;
@@ -19,6 +21,11 @@ using Norm = std::tuple<Address, Address, Address, Address, double>;            
 using Act = std::tuple<int, double>;                                            // number, negative_slope
 using Pool = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   // N, H, W, C, OH, OW
                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;  // kernel, stride, padding
+
+using Shape = std::array<int64_t, 16>;                                          // the fields of ConvShape
+using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;                 // the fields of FilterStrides
+using Conv = std::tuple<int, int, Shape, Strides, int>;                         // dtype, algorithm, ..., threads
+using Gradient = std::tuple<Address, Address, Address, Address, Address>;       // the fields of ConvGradient
 
 void* pointer(Address address) {
   return reinterpret_cast<void*>(address);
@@ -38,15 +45,15 @@ ActivationArgs activation(const Act& a) {
   return {static_cast<Activation>(std::get<0>(a)), std::get<1>(a)};
 }
 
-void channel_stats(int dtype, const View& view, int threads, Address x, Address mean, Address var) {
-  active_kernels().channel_stats(
-      {DType(dtype), unpack<ChannelView>(view), threads, pointer(x), pointer(mean), pointer(var)});
+ConvArgs conv_args(const Conv& c) {
+  const auto& [dtype, algorithm, f, strides, threads] = c;
+  const ConvShape shape = std::apply([](auto... field) { return ConvShape{field...}; }, f);
+  return {DType(dtype), ConvAlgorithm(algorithm), shape, unpack<FilterStrides>(strides), threads};
 }
 
-void channel_stats_backward(int dtype, const View& view, int threads, Address g_y, Address y, Address y_mean,
-                            Address g_mean, Address g_var, Address g) {
-  active_kernels().channel_stats_backward({DType(dtype), unpack<ChannelView>(view), threads, pointer(g_y), pointer(y),
-                                           pointer(y_mean), pointer(g_mean), pointer(g_var), pointer(g)});
+ConvGradient conv_gradient(const Gradient& g) {
+  const auto [g_y, y, y_mean, g_mean, g_var] = g;
+  return {pointer(g_y), pointer(y), pointer(y_mean), pointer(g_mean), pointer(g_var)};
 }
 
 void bn_add_act(int dtype, const Act& act, const View& view, int threads, Address x, const Norm& bn, Address residual,
@@ -77,6 +84,41 @@ void bn_act_max_pool_backward(int dtype, const Act& act, const Pool& shape, int 
                                              batch_norm(bn), pointer(g_x), pointer(g_bn)});
 }
 
+int64_t conv_packed_size(const Conv& conv) {
+  return active_kernels().conv_packed_size(conv_args(conv));
+}
+
+void conv_pack(const Conv& conv, Address weight, Address packed) {
+  active_kernels().conv_pack({conv_args(conv), pointer(weight), pointer(packed)});
+}
+
+void conv_forward(const Conv& conv, const Act& act, Address x, const Norm& bn, Address weight, Address bias, Address y,
+                  Address mean, Address var) {
+  active_kernels().conv_forward({conv_args(conv), activation(act), pointer(x), batch_norm(bn), pointer(weight),
+                                 pointer(bias), pointer(y), pointer(mean), pointer(var)});
+}
+
+void conv_dgrad(const Conv& conv, const Act& act, const Gradient& g, Address x, const Norm& bn, Address weight,
+                Address g_x, Address g_bn) {
+  active_kernels().conv_dgrad({conv_args(conv), activation(act), conv_gradient(g), pointer(x), batch_norm(bn),
+                               pointer(weight), pointer(g_x), pointer(g_bn)});
+}
+
+void conv_wgrad(const Conv& conv, const Act& act, const Gradient& g, Address x, const Norm& bn, Address g_weight) {
+  active_kernels().conv_wgrad(
+      {conv_args(conv), activation(act), conv_gradient(g), pointer(x), batch_norm(bn), pointer(g_weight)});
+}
+
+void conv_bn_add_act(const Conv& conv, const Act& act, Address x, Address weight, Address packed, Address bias,
+                     const Norm& bn, Address residual, Address out) {
+  active_kernels().conv_bn_add_act({conv_args(conv), activation(act), pointer(x), pointer(weight), pointer(packed),
+                                    pointer(bias), batch_norm(bn), pointer(residual), pointer(out)});
+}
+
+double multiply_add_peak(int dtype, int threads, double seconds) {
+  return active_kernels().multiply_add_peak(DType(dtype), threads, seconds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -85,10 +127,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("isa", [] { return active_kernels().isa; }, "Name of the instruction set in use.");
   m.def("set_isa", &set_isa, py::arg("name"), "Chooses an instruction set of supported_isas().");
   m.def("supported_isas", &supported_isas, "Instruction sets built that this processor has, widest first.");
-  m.def("channel_stats", &channel_stats, release);
-  m.def("channel_stats_backward", &channel_stats_backward, release);
   m.def("bn_add_act", &bn_add_act, release);
   m.def("bn_add_act_backward", &bn_add_act_backward, release);
   m.def("bn_act_max_pool", &bn_act_max_pool, release);
   m.def("bn_act_max_pool_backward", &bn_act_max_pool_backward, release);
+  m.def("conv_packed_size", &conv_packed_size, "Elements of a packed filter.");
+  m.def("conv_pack", &conv_pack, release);
+  m.def("conv_forward", &conv_forward, release);
+  m.def("conv_dgrad", &conv_dgrad, release);
+  m.def("conv_wgrad", &conv_wgrad, release);
+  m.def("conv_bn_add_act", &conv_bn_add_act, release);
+  m.def("multiply_add_peak", &multiply_add_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), release,
+        "Floating-point operations a second that this many threads can do at most, as measured.");
+  m.def("workspace_bytes", &workspace_bytes, "Working memory that convolutions hold for the calling thread.");
+  m.def("free_workspace", &free_workspace, "Gives it back.");
 }

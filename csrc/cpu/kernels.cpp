@@ -10,12 +10,17 @@ inline namespace FUSED_RESNET_TARGET {
 const Kernels& kernels() {
   static constexpr Kernels table{
       FUSED_RESNET_STRING(FUSED_RESNET_TARGET),
-      launch_channel_stats,
-      launch_channel_stats_backward,
       launch_bn_add_act,
       launch_bn_add_act_backward,
       launch_bn_act_max_pool,
       launch_bn_act_max_pool_backward,
+      conv_packed_size,
+      launch_conv_pack,
+      launch_conv_forward,
+      launch_conv_dgrad,
+      launch_conv_wgrad,
+      launch_conv_bn_add_act,
+      multiply_add_peak,
   };
   return table;
 }

@@ -7,29 +7,6 @@
 
 namespace fused_resnet {
 
-// mean and biased variance of each channel; zeros where there is no element.
-struct ChannelStatsArgs {
-  DType dtype;
-  ChannelView view;
-  int threads;
-  const void* x;  // [outer, C, inner]
-  void* mean;     // [C]
-  void* var;      // [C]
-};
-
-// g = g_y + g_mean / m + 2 g_var (y - y_mean) / m
-struct ChannelStatsBackwardArgs {
-  DType dtype;
-  ChannelView view;
-  int threads;
-  const void* g_y;     // [outer, C, inner]
-  const void* y;       // [outer, C, inner]
-  const void* y_mean;  // [C]
-  const void* g_mean;  // [C]
-  const void* g_var;   // [C]
-  void* g;             // [outer, C, inner]
-};
-
 // out = act(norm(x) + residual_norm(residual))
 struct BnAddActArgs {
   DType dtype;
@@ -86,14 +63,93 @@ struct BnActMaxPoolBackwardArgs {
   void* g_bn;  // [4, C] or null
 };
 
+// What all passes of a convolution share. Filters are float (double for float64); a packed filter is what conv_pack
+// wrote, null where it is still to be packed.
+struct ConvArgs {
+  DType dtype;
+  ConvAlgorithm algorithm;
+  ConvShape shape;
+  FilterStrides strides;
+  int threads;
+};
+
+// The filter as forward multiplies by it, ready to be used again and again.
+struct ConvPackArgs {
+  ConvArgs conv;
+  const void* weight;  // [K, C / groups, R, S]
+  void* packed;        // [packed_size] float or double
+};
+
+// y = conv(act(norm(x)), weight) + bias, with mean and biased variance of y.
+struct ConvForwardArgs {
+  ConvArgs conv;
+  ActivationArgs activation;
+  const void* x;  // [N, H, W, C]
+  BatchNormArgs bn;
+  const void* weight;  // [K, C / groups, R, S]
+  const void* bias;    // [K] or null
+  void* y;             // [N, OH, OW, K]
+  void* mean;          // [K], null: no statistics
+  void* var;           // [K]
+};
+
+// g = g_y + g_mean / m + 2 g_var (y - y_mean) / m; g_mean null: g_y alone.
+struct ConvGradient {
+  const void* g_y;     // [N, OH, OW, K]
+  const void* y;       // [N, OH, OW, K]
+  const void* y_mean;  // [K]
+  const void* g_mean;  // [K]
+  const void* g_var;   // [K]
+};
+
+// With p = dgrad(g, weight) act'(norm(x)): the gradients of x and of (mean, var, weight, bias) of its batch norm.
+struct ConvDgradArgs {
+  ConvArgs conv;
+  ActivationArgs activation;
+  ConvGradient gradient;
+  const void* x;  // [N, H, W, C]
+  BatchNormArgs bn;
+  const void* weight;  // [K, C / groups, R, S]
+  void* g_x;           // [N, H, W, C]
+  void* g_bn;          // [4, C] or null
+};
+
+// g_weight = wgrad(act(norm(x)), g)
+struct ConvWgradArgs {
+  ConvArgs conv;
+  ActivationArgs activation;
+  ConvGradient gradient;
+  const void* x;  // [N, H, W, C]
+  BatchNormArgs bn;
+  void* g_weight;  // [K, C / groups, R, S], float or double
+};
+
+// out = act(norm(conv(x, weight) + bias) + residual)
+struct ConvBnAddActArgs {
+  ConvArgs conv;
+  ActivationArgs activation;
+  const void* x;       // [N, H, W, C]
+  const void* weight;  // [K, C / groups, R, S]
+  const void* packed;  // or null
+  const void* bias;    // [K] or null
+  BatchNormArgs bn;
+  const void* residual;  // [N, OH, OW, K] or null
+  void* out;             // [N, OH, OW, K]
+};
+
 struct Kernels {
   const char* isa;
-  void (*channel_stats)(const ChannelStatsArgs&);
-  void (*channel_stats_backward)(const ChannelStatsBackwardArgs&);
   void (*bn_add_act)(const BnAddActArgs&);
   void (*bn_add_act_backward)(const BnAddActBackwardArgs&);
   void (*bn_act_max_pool)(const BnActMaxPoolArgs&);
   void (*bn_act_max_pool_backward)(const BnActMaxPoolBackwardArgs&);
+  int64_t (*conv_packed_size)(const ConvArgs&);
+  void (*conv_pack)(const ConvPackArgs&);
+  void (*conv_forward)(const ConvForwardArgs&);
+  void (*conv_dgrad)(const ConvDgradArgs&);
+  void (*conv_wgrad)(const ConvWgradArgs&);
+  void (*conv_bn_add_act)(const ConvBnAddActArgs&);
+  double (*multiply_add_peak)(DType, int threads, double seconds);
 };
 
 }  // namespace fused_resnet

@@ -6,12 +6,19 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-void launch_channel_stats(const ChannelStatsArgs& a);
-void launch_channel_stats_backward(const ChannelStatsBackwardArgs& a);
 void launch_bn_add_act(const BnAddActArgs& a);
 void launch_bn_add_act_backward(const BnAddActBackwardArgs& a);
 void launch_bn_act_max_pool(const BnActMaxPoolArgs& a);
 void launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs& a);
+int64_t conv_packed_size(const ConvArgs& a);
+void launch_conv_pack(const ConvPackArgs& a);
+void launch_conv_forward(const ConvForwardArgs& a);
+void launch_conv_dgrad(const ConvDgradArgs& a);
+void launch_conv_wgrad(const ConvWgradArgs& a);
+void launch_conv_bn_add_act(const ConvBnAddActArgs& a);
+
+// Multiplications and additions a second, of registers full of numbers, on this many threads.
+double multiply_add_peak(DType dtype, int threads, double seconds);
 
 const Kernels& kernels();
 

@@ -37,6 +37,12 @@ inline void parallel(int threads, const F& f) {
   f(omp_get_thread_num(), omp_get_num_threads());
 }
 
+// Waits for the other threads of the same parallel().
+inline void barrier(int parts) {
+  if (parts <= 1) return;
+#pragma omp barrier
+}
+
 // Calls f(part, item) for every item, a stretch of them on each thread.
 template <class F>
 inline void for_each(int64_t items, int threads, const F& f) {

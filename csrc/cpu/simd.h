@@ -61,7 +61,7 @@ inline typename VectorOf<To, N>::type convert(From v) {
 
 template <class S>
 inline Vector<S> broadcast(S s) {
-  return Vector<S>{} + s;
+  return s - Vector<S>{};  // s + 0 would be an addition, for the sake of -0
 }
 
 // kLanes elements of a tensor, widened to its accumulation type.

@@ -69,11 +69,16 @@ struct ChannelsLast {
   // Calls f(tile) for each register of a block.
   template <class S, class F>
   static void visit(const ChannelView& v, int64_t block, const F& f) {
-    const int64_t begin = block * kRows, end = begin + elements_per_channel<S>(v, block);
+    visit_rows<S>(v.channels, block * kRows, block * kRows + elements_per_channel<S>(v, block), f);
+  }
+
+  // Calls f(tile) for each register of these rows.
+  template <class S, class F>
+  static void visit_rows(int64_t channels, int64_t begin, int64_t end, const F& f) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t c = 0;
-      for (; c + kLanes<S> <= v.channels; c += kLanes<S>) f(Tile<true>{row * v.channels + c, c, kLanes<S>});
-      if (c < v.channels) f(Tile<false>{row * v.channels + c, c, static_cast<int>(v.channels - c)});
+      for (; c + kLanes<S> <= channels; c += kLanes<S>) f(Tile<true>{row * channels + c, c, kLanes<S>});
+      if (c < channels) f(Tile<false>{row * channels + c, c, static_cast<int>(channels - c)});
     }
   }
 

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .arguments import MaxPool
-
 __all__ = ["Backend", "available_backends", "backends", "choose", "fallbacks", "requested_backend", "use_backend"]
 
 
@@ -74,12 +72,15 @@ def requested_backend() -> str | None:
     return name
 
 
-def choose(op: str, x: Tensor, pool: MaxPool | None = None) -> Callable[..., Any]:
-    """The function that computes ``op`` for ``x`` [N, C, H, W], of the backend asked for or the device's default."""
+def choose(op: str, x: Tensor, *convolution: Any) -> Callable[..., Any]:
+    """The function that computes ``op`` for ``x`` [N, C, H, W], of the backend asked for or the device's default.
+
+    ``convolution``, where the op is one, is its weight [K, C / groups, R, S] and :class:`.arguments.Conv`.
+    """
     name = requested_backend() or _default(x.device.type)
     backend = backends()[name]
     if x.device.type in backend.devices:
-        reason = _module(name).unsupported(op, x, pool)
+        reason = _module(name).unsupported(op, x, *convolution)
     else:
         reason = f"serves {', '.join(backend.devices)} tensors, not {x.device.type}"
     if reason is not None:

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def unsupported(op: str, x: Tensor, pool: MaxPool | None = None) -> str | None:
+def unsupported(op: str, x: Tensor, weight: Tensor | None = None, conv: Conv | None = None) -> str | None:
     """Why this backend lacks a case, or None. The reference has all of them."""
     return None
 

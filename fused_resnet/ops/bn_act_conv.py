@@ -78,7 +78,7 @@ _BACKWARD_SCHEMA = (
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     a = _Arguments(*args)
     a.check()
-    run = backends.choose("bn_act_conv", a.x)
+    run = backends.choose("bn_act_conv", a.x, a.weight, a.conv)
     return run(checks.channels_last(a.x), a.bn, a.act, a.weight, a.bias, a.conv, a.statistics)
 
 
@@ -102,7 +102,7 @@ def _backward(
     *args: Any,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     a = _Arguments(*args)
-    run = backends.choose("bn_act_conv_backward", a.x)
+    run = backends.choose("bn_act_conv_backward", a.x, a.weight, a.conv)
     g_y, x = checks.channels_last(g_y, "g_y"), checks.channels_last(a.x)
     return run(g_y, g_mean, g_var, x, a.bn, a.act, a.weight, y, y_mean, a.conv, tuple(output_mask))
 

@@ -67,7 +67,7 @@ _SCHEMA = (
 def _forward(*args: Any) -> Tensor:
     a = _Arguments(*args)
     a.check()
-    run = backends.choose("conv_bn_add_act", a.x)
+    run = backends.choose("conv_bn_add_act", a.x, a.weight, a.conv)
     residual = None if a.residual is None else checks.channels_last(a.residual, "residual")
     activation = Activation(a.activation, a.negative_slope)
     return run(checks.channels_last(a.x), a.weight, a.bias, a.bn, residual, activation, a.conv)

@@ -1,0 +1,137 @@
+// The convolution engine's inner interfaces. It computes in S, float or double, and knows neither the type of tensors
+// nor batch norms: what it convolves comes from a Source, pixel by pixel, and what it has computed goes to a Sink.
+#pragma once
+
+#include <vector>
+
+#include "../shapes.h"
+#include "gemm.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+// Rows of numbers in memory, their columns in chunks: column c of row i is at
+// data[i * row_stride + c / chunk * chunk_stride + c % chunk].
+template <class S>
+struct Rows {
+  S* data;
+  int64_t row_stride, chunk, chunk_stride;
+
+  // [rows, columns] with nothing special.
+  static Rows plain(S* data, int64_t columns) { return {data, columns, columns, columns}; }
+  // Tiles of multiply_rows hold kTileRows of them each.
+  static Rows tile(S* data) { return {data, kChunk, kChunk, kTileRows * kChunk}; }
+  // Panels [columns / kPanel, rows, kPanel], the right side of multiply_columns.
+  static Rows panels(S* data, int64_t rows) { return {data, kPanel<S>, kPanel<S>, rows * kPanel<S>}; }
+
+  Rows from_row(int64_t i) const { return {data + i * row_stride, row_stride, chunk, chunk_stride}; }
+};
+
+// The input of a convolution: pixels [pixels, channels] with everything done to them that comes before it.
+template <class S>
+class Source {
+ public:
+  virtual ~Source() = default;
+
+  // Writes `count` pixels, each `step` after the one before. May be called from every thread.
+  virtual void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const = 0;
+};
+
+// The output of a convolution.
+template <class S>
+class Sink {
+ public:
+  virtual ~Sink() = default;
+
+  // Tells how many threads there are, and how many pixels finish() gets at most.
+  virtual void start(int threads, int64_t pixels) = 0;
+  // Where `count` pixels [count, channels] are to be written.
+  virtual S* rows(int thread, int64_t pixel, int64_t count) = 0;
+  // They have been: does everything that comes after the convolution, while they are in the cache.
+  virtual void finish(int thread, int64_t pixel, int64_t count) = 0;
+};
+
+// A filter as a convolution reads it: forward's own, or for dgrad the same with input and output exchanged.
+template <class S>
+struct Filter {
+  const S* data;
+  int64_t outputs, inputs;                      // channels, of all groups
+  int64_t output_stride, input_stride, r_stride, s_stride;
+  int64_t outputs_per_group, inputs_per_group;
+  bool is_transposed;  // dgrad's
+
+  // [K, C / groups, R, S] numbers only the channels of a group for one of the two.
+  int64_t output_offset(int64_t o) const { return (is_transposed ? o % outputs_per_group : o) * output_stride; }
+  int64_t input_offset(int64_t i) const { return (is_transposed ? i : i % inputs_per_group) * input_stride; }
+  bool connects(int64_t o, int64_t i) const { return o / outputs_per_group == i / inputs_per_group; }
+
+  static Filter forward(const S* data, const ConvShape& shape, const FilterStrides& w) {
+    return {data, shape.out_channels, shape.channels, w.k, w.c, w.r, w.s, shape.out_channels / shape.groups,
+            shape.channels / shape.groups, false};
+  }
+  static Filter dgrad(const S* data, const ConvShape& shape, const FilterStrides& w) {
+    return {data, shape.channels, shape.out_channels, w.c, w.k, w.r, w.s, shape.channels / shape.groups,
+            shape.out_channels / shape.groups, true};
+  }
+};
+
+// One element of a filter and where it reads: input row i * in_step_h + dy for the i-th row of outputs.
+struct Tap {
+  int64_t dy, dx, r, s;
+};
+
+// Outputs (first_h + i out_step_h, first_w + j out_step_w), which all sum over the same taps.
+struct Phase {
+  int64_t first_h, first_w;
+  std::vector<Tap> taps;
+};
+
+// A direct convolution in a form that forward and dgrad share. Forward has one phase; in dgrad, stride x stride phases
+// of outputs each see the part of the filter that reaches them, and nothing is multiplied by zero.
+struct GatherPlan {
+  int64_t batch, in_height, in_width, out_height, out_width;
+  int64_t in_step_h, in_step_w, out_step_h, out_step_w;
+  std::vector<Phase> phases;
+
+  static GatherPlan forward(const ConvShape& shape);
+  static GatherPlan dgrad(const ConvShape& shape);
+};
+
+// A 3x3 convolution of stride 1 in a form that forward and dgrad share.
+struct WinogradPlan {
+  int64_t batch, in_height, in_width, out_height, out_width, pad_h, pad_w;
+
+  static WinogradPlan forward(const ConvShape& s) {
+    return {s.batch, s.height, s.width, s.out_height, s.out_width, s.pad_h, s.pad_w};
+  }
+  static WinogradPlan dgrad(const ConvShape& s) {
+    return {s.batch, s.out_height, s.out_width, s.height, s.width, 2 - s.pad_h, 2 - s.pad_w};
+  }
+};
+
+// Implicit GEMM. `packed` holds the filters as pack_gather has written them.
+template <class S>
+int64_t packed_gather_size(const GatherPlan& plan, const Filter<S>& filter);
+template <class S>
+void pack_gather(const GatherPlan& plan, const Filter<S>& filter, int threads, S* packed);
+template <class S>
+void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                 Sink<S>& sink, int threads);
+template <class S>
+void gather_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                  const FilterStrides& strides);
+
+// Winograd F(m x m, 3x3), m = 2 or 4.
+template <class S>
+int64_t packed_winograd_size(int m, const Filter<S>& filter);
+template <class S>
+void pack_winograd(int m, const Filter<S>& filter, int threads, S* packed);
+template <class S>
+void winograd_conv(int m, const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                   Sink<S>& sink, int threads);
+template <class S>
+void winograd_wgrad(int m, const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                    const FilterStrides& strides);
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,52 @@
+// The convolution's gradient with respect to its input: the statistics' share while reading, act' and the channel sums
+// while storing.
+#include "conv_filter.h"
+#include "conv_sinks.h"
+#include "conv_sources.h"
+#include "launchers.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+// dgrad of a 3x3 convolution of stride 1 is one too, with the filter turned by 180 degrees.
+template <class S>
+Filter<S> turned(Filter<S> f) {
+  f.data += 2 * f.r_stride + 2 * f.s_stride;
+  f.r_stride = -f.r_stride;
+  f.s_stride = -f.s_stride;
+  return f;
+}
+
+template <class S>
+void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, Sink<S>& sink) {
+  const int m = winograd_size(a), threads = threads_for_conv(a);
+  const Filter<S> filter = Filter<S>::dgrad(static_cast<const S*>(weight), a.shape, a.strides);
+  const GatherPlan plan = GatherPlan::dgrad(a.shape);
+  if (m) {
+    const Filter<S> turned_filter = turned(filter);
+    const S* packed = packed_filter(a, plan, turned_filter);
+    winograd_conv(m, WinogradPlan::dgrad(a.shape), turned_filter, packed, source, sink, threads);
+  } else {
+    gather_conv(plan, filter, packed_filter(a, plan, filter), source, sink, threads);
+  }
+}
+
+}  // namespace
+
+void launch_conv_dgrad(const ConvDgradArgs& a) {
+  const ConvShape& shape = a.conv.shape;
+  visit_dtype(a.conv.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    visit_activation(a.activation.kind, [&](auto activation) {
+      DgradSink<T, decltype(activation)::value> sink(a, threads_for_conv(a.conv));
+      with_gradient<T>(a.gradient, shape.batch * shape.out_height * shape.out_width, shape.out_channels,
+                       [&](const auto& g) { dgrad<Accumulate<T>>(a.conv, a.weight, g, sink); });
+      sink.gradients(a.bn, a.g_bn);
+    });
+  });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,75 @@
+// The convolution's forward: norm and activation while reading, statistics while storing.
+#include "conv_filter.h"
+#include "conv_sinks.h"
+#include "conv_sources.h"
+#include "launchers.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+template <class S>
+void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, Sink<S>& sink) {
+  const int m = winograd_size(a), threads = threads_for_conv(a);
+  const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(weight), a.shape, a.strides);
+  const GatherPlan plan = GatherPlan::forward(a.shape);
+  const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
+  if (m)
+    winograd_conv(m, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
+  else
+    gather_conv(plan, filter, ready, source, sink, threads);
+}
+
+template <class F>
+void visit_accumulate(DType dtype, const F& f) {
+  dtype == DType::float64 ? f(TypeTag<double>{}) : f(TypeTag<float>{});
+}
+
+}  // namespace
+
+void launch_conv_forward(const ConvForwardArgs& a) {
+  visit_dtype(a.conv.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    ForwardSink<T> sink(a, threads_for_conv(a.conv));
+    with_activated<T>(a.x, a.conv.shape.channels, a.bn, a.activation,
+                      [&](const auto& source) { convolve<Accumulate<T>>(a.conv, a.weight, nullptr, source, sink); });
+    sink.statistics(a.mean, a.var);
+  });
+}
+
+void launch_conv_bn_add_act(const ConvBnAddActArgs& a) {
+  visit_dtype(a.conv.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    visit_activation(a.activation.kind, [&](auto activation) {
+      InferenceSink<T, decltype(activation)::value> sink(a);
+      with_activated<T>(a.x, a.conv.shape.channels, {}, {Activation::identity, 0},
+                        [&](const auto& source) { convolve<Accumulate<T>>(a.conv, a.weight, a.packed, source, sink); });
+    });
+  });
+}
+
+int64_t conv_packed_size(const ConvArgs& a) {
+  int64_t size = 0;
+  visit_accumulate(a.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    const int m = winograd_size(a);
+    const Filter<S> filter = Filter<S>::forward(nullptr, a.shape, a.strides);
+    size = m ? packed_winograd_size(m, filter) : packed_gather_size(GatherPlan::forward(a.shape), filter);
+  });
+  return size;
+}
+
+void launch_conv_pack(const ConvPackArgs& a) {
+  visit_accumulate(a.conv.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    const int m = winograd_size(a.conv), threads = threads_for_conv(a.conv);
+    const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
+    auto* packed = static_cast<S*>(a.packed);
+    m ? pack_winograd(m, filter, threads, packed)
+      : pack_gather(GatherPlan::forward(a.conv.shape), filter, threads, packed);
+  });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

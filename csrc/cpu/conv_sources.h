@@ -1,0 +1,104 @@
+// What a convolution reads: act(norm(x)), or the gradient of its output with the statistics' share.
+#pragma once
+
+#include <cstring>
+
+#include "batch_norm.h"
+#include "conv.h"
+#include "dispatch.h"
+#include "kernels.h"
+#include "tiles.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+// A source of value(tile) for each register of a pixel's channels.
+template <class S, class Value>
+class MappedSource final : public Source<S> {
+ public:
+  MappedSource(int64_t channels, const Value& value) : channels_(channels), value_(value) {}
+
+  void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
+    constexpr int N = kLanes<S>;
+    S* row = out.data;
+    for (int64_t offset = pixel * channels_; count > 0; --count, offset += step * channels_, row += out.row_stride) {
+      S* chunk = row;
+      for (int64_t first = 0; first < channels_; first += out.chunk, chunk += out.chunk_stride) {
+        const int64_t n = std::min(out.chunk, channels_ - first);
+        int64_t c = 0;
+        for (; c + N <= n; c += N) store(chunk + c, value_(Tile<true>{offset + first + c, first + c, N}));
+        if (c < n) {
+          const int lanes = static_cast<int>(n - c);
+          store(chunk + c, value_(Tile<false>{offset + first + c, first + c, lanes}), lanes);
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t channels_;
+  Value value_;
+};
+
+// A source of pixels as they are.
+template <class S>
+class PlainSource final : public Source<S> {
+ public:
+  PlainSource(int64_t channels, const S* x) : channels_(channels), x_(x) {}
+
+  void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
+    const S* from = x_ + pixel * channels_;
+    if (step == 1 && out.row_stride == channels_ && out.chunk >= channels_) {
+      std::memcpy(out.data, from, count * channels_ * sizeof(S));
+      return;
+    }
+    const auto value = [x = x_](const auto& tile) { return tile.load(x); };
+    MappedSource<S, decltype(value)>(channels_, value).read(pixel, step, count, out);
+  }
+
+ private:
+  int64_t channels_;
+  const S* x_;
+};
+
+// Calls f(source) with the source of act(norm(x)), pixels of `channels` each.
+template <class T, class F>
+void with_activated(const void* x, int64_t channels, const BatchNormArgs& bn, const ActivationArgs& activation,
+                    const F& f) {
+  using S = Accumulate<T>;
+  const auto* from = static_cast<const T*>(x);
+  if constexpr (std::is_same_v<T, S>)
+    if (!bn.mean && activation.kind == Activation::identity) return f(PlainSource<S>(channels, from));
+  const Norm<S> norm(channels, bn);
+  const S slope = static_cast<S>(activation.negative_slope);
+  visit_activation(activation.kind, [&](auto kind) {
+    const auto value = [&norm, from, slope](const auto& tile) {
+      return activate<decltype(kind)::value>(norm.channels_from(tile.channel)(tile.load(from)), slope);
+    };
+    f(MappedSource<S, decltype(value)>(channels, value));
+  });
+}
+
+// Calls f(source) with the source of the gradient of `pixels` of `channels` each.
+template <class T, class F>
+void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, const F& f) {
+  using S = Accumulate<T>;
+  const auto *g_y = static_cast<const T*>(g.g_y), *y = static_cast<const T*>(g.y);
+  if (!g.g_mean) {
+    if constexpr (std::is_same_v<T, S>) {
+      f(PlainSource<S>(channels, g_y));
+    } else {
+      const auto value = [g_y](const auto& tile) { return tile.load(g_y); };
+      f(MappedSource<S, decltype(value)>(channels, value));
+    }
+    return;
+  }
+  const Norm<S> norm = statistics_gradient<S>(pixels, channels, g.y_mean, g.g_mean, g.g_var);
+  const auto value = [&norm, g_y, y](const auto& tile) {
+    return tile.load(g_y) + norm.channels_from(tile.channel)(tile.load(y));
+  };
+  f(MappedSource<S, decltype(value)>(channels, value));
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

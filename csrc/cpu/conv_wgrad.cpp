@@ -1,0 +1,28 @@
+// The convolution's gradient with respect to its filter: act(norm(x)) is computed anew, and the statistics' share added
+// to the gradient, while reading.
+#include "conv_filter.h"
+#include "conv_sources.h"
+#include "launchers.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+void launch_conv_wgrad(const ConvWgradArgs& a) {
+  const ConvShape& shape = a.conv.shape;
+  const int m = winograd_size(a.conv), threads = threads_for_conv(a.conv);
+  visit_dtype(a.conv.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    auto* g_weight = static_cast<Accumulate<T>*>(a.g_weight);
+    const auto wgrad = [&](const Source<Accumulate<T>>& u, const Source<Accumulate<T>>& g) {
+      m ? winograd_wgrad(m, shape, u, g, threads, g_weight, a.conv.strides)
+        : gather_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
+    };
+    with_activated<T>(a.x, shape.channels, a.bn, a.activation, [&](const auto& u) {
+      with_gradient<T>(a.gradient, shape.batch * shape.out_height * shape.out_width, shape.out_channels,
+                       [&](const auto& g) { wgrad(u, g); });
+    });
+  });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

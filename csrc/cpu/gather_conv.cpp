@@ -1,0 +1,259 @@
+// Direct convolution as implicit GEMM: the rows of a matrix are what each output reads, gathered a block at a time into
+// tiles, and its right side is the filter, packed in panels.
+#include "gather.h"
+#include "parallel.h"
+#include "workspace.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+// Of L2, for a block's tiles.
+constexpr int64_t kTileBytes = 256 * 1024;
+
+// Panels of a super-group's filter in one phase, one after the other: [outputs / kPanel][depth, columns of the panel],
+// the columns a whole number of registers.
+template <class S>
+int64_t padded_outputs(const SuperGroups& groups) {
+  return round_up(groups.outputs, kLanes<S>);
+}
+
+int64_t depth_of(const Phase& phase, const SuperGroups& groups) {
+  return static_cast<int64_t>(phase.taps.size()) * groups.inputs;
+}
+
+// Writes one panel [depth, columns]; `outputs` of the columns are outputs from `first` on, the others are zero.
+template <class S>
+void pack_panel(const Filter<S>& f, const Phase& phase, int64_t first_input, int64_t inputs, int64_t first,
+                int64_t outputs, int64_t columns, S* panel) {
+  constexpr int64_t kBlock = 16;  // inputs at a time: a cache line of a contiguous filter
+  for (const Tap& tap : phase.taps) {
+    const S* from = f.data + tap.r * f.r_stride + tap.s * f.s_stride;
+    for (int64_t i = 0; i < inputs; i += kBlock, panel += kBlock * columns) {
+      const int64_t n = std::min(kBlock, inputs - i);
+      if (f.output_stride == 1 && f.outputs == f.outputs_per_group) {  // dgrad's: the outputs lie side by side
+        for (int64_t k = 0; k < n; ++k)
+          std::copy_n(from + f.input_offset(first_input + i + k) + first, outputs, panel + k * columns);
+      } else {
+        for (int64_t o = 0; o < outputs; ++o) {
+          const S* row = from + f.output_offset(first + o);
+          for (int64_t k = 0; k < n; ++k) {
+            const int64_t input = first_input + i + k;
+            panel[k * columns + o] = f.connects(first + o, input) ? row[f.input_offset(input)] : S(0);
+          }
+        }
+      }
+      for (int64_t k = 0; k < n; ++k)
+        std::fill(panel + k * columns + outputs, panel + (k + 1) * columns, S(0));
+      if (n < kBlock) panel -= (kBlock - n) * columns;
+    }
+  }
+}
+
+int64_t panel_columns(int64_t outputs_left, int64_t panel, int64_t lanes) {
+  return outputs_left <= lanes ? lanes : panel;
+}
+
+// The blocks of a convolution and what they need, which all threads read.
+template <class S>
+struct Blocks {
+  Blocks(const GatherPlan& plan, const Filter<S>& filter, int threads)
+      : plan(plan), groups(SuperGroups::of(filter)), outputs(filter.outputs), strip(plan, filter.inputs) {
+    for (const Phase& phase : plan.phases) depth = std::max(depth, depth_of(phase, groups));
+    pointwise = is_pointwise(plan, groups);
+    const int64_t fitting = kTileBytes / static_cast<int64_t>(sizeof(S)) / depth;
+    const int64_t pixels = std::clamp<int64_t>(fitting, 4 * kTileRows, 16 * kTileRows);
+    const int64_t each = (plan.batch * plan.out_height + threads - 1) / threads;
+    rows = std::clamp<int64_t>(pixels / plan.out_width, 1, each);
+    tiles = (rows * plan.out_width + kTileRows - 1) / kTileRows;
+    strip_size = pointwise ? 0 : strip.size(rows, rows / plan.out_height + 2);
+  }
+
+  const GatherPlan& plan;
+  SuperGroups groups;
+  int64_t outputs;
+  Strip<S> strip;
+  int64_t depth = 0;       // columns of the widest phase
+  bool pointwise;
+  int64_t rows, tiles;     // of outputs in a block: image rows, and tiles of their pixels
+  int64_t strip_size;
+};
+
+// One thread's work.
+template <class S>
+class Worker {
+ public:
+  Worker(const Blocks<S>& blocks, const S* packed, const Source<S>& source, Sink<S>& sink, int thread, S* strips,
+         S* tiles)
+      : b_(blocks), plan_(blocks.plan), packed_(packed), source_(source), sink_(sink), thread_(thread),
+        strips_(strips), tiles_(tiles) {}
+
+  // The outputs of these rows.
+  void run(int64_t begin, int64_t end) {
+    segments_ = segments_of(begin, end, plan_.out_height);
+    first_pixel_ = begin * plan_.out_width;
+    out_ = sink_.rows(thread_, first_pixel_, (end - begin) * plan_.out_width);
+    if (!b_.pointwise) {
+      S* strip = strips_;
+      strip_of_.clear();
+      for (const Segment& segment : segments_) {
+        strip_of_.push_back(strip);
+        strip = b_.strip.fill(segment, source_, strip);
+      }
+    }
+    const S* packed = packed_;
+    for (const Phase& phase : plan_.phases) {
+      locate_outputs(phase);
+      for (int64_t group = 0; group < b_.groups.count; ++group) {
+        if (phase.taps.empty()) {
+          for (S* out : outputs_) std::fill_n(out + group * b_.groups.outputs, b_.groups.outputs, S(0));
+        } else if (!outputs_.empty()) {
+          b_.pointwise ? read_tiles(phase) : gather_tiles(phase, group);
+          multiply(phase, group, packed);
+        }
+        packed += depth_of(phase, b_.groups) * padded_outputs<S>(b_.groups);
+      }
+    }
+    sink_.finish(thread_, first_pixel_, (end - begin) * plan_.out_width);
+  }
+
+ private:
+  // Calls f(segment number, i, range of j) for each row of a phase's outputs.
+  template <class F>
+  void for_rows(const Phase& phase, const F& f) const {
+    const Range columns = indices_in(0, plan_.out_width, phase.first_w, plan_.out_step_w);
+    for (size_t n = 0; n < segments_.size(); ++n) {
+      const Range rows = indices_in(segments_[n].begin, segments_[n].end, phase.first_h, plan_.out_step_h);
+      for (int64_t i = rows.begin; i < rows.end; ++i) f(n, i, columns);
+    }
+  }
+
+  void locate_outputs(const Phase& phase) {
+    outputs_.clear();
+    for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
+      const int64_t h = segments_[n].image * plan_.out_height + phase.first_h + i * plan_.out_step_h;
+      const int64_t pixel = h * plan_.out_width + phase.first_w - first_pixel_;
+      for (int64_t j = columns.begin; j < columns.end; ++j)
+        outputs_.push_back(out_ + (pixel + j * plan_.out_step_w) * b_.outputs);
+    });
+  }
+
+  Rows<S> tile_row(int64_t m, int64_t depth) const {
+    return Rows<S>::tile(tiles_ + m / kTileRows * tile_size(depth)).from_row(m % kTileRows);
+  }
+
+  void read_tiles(const Phase& phase) const {
+    const Tap& tap = phase.taps.front();
+    int64_t m = 0;
+    for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
+      const int64_t y = segments_[n].image * plan_.in_height + i * plan_.in_step_h + tap.dy;
+      for (int64_t j = columns.begin, count; j < columns.end; j += count, m += count) {
+        count = std::min(columns.end - j, kTileRows - m % kTileRows);
+        source_.read(y * plan_.in_width + j * plan_.in_step_w + tap.dx, plan_.in_step_w, count,
+                     tile_row(m, b_.groups.inputs));
+      }
+    });
+  }
+
+  void gather_tiles(const Phase& phase, int64_t group) const {
+    const std::vector<Run> runs = runs_of(phase.taps, b_.groups);
+    const int64_t depth = depth_of(phase, b_.groups);
+    int64_t m = 0;
+    for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
+      for (int64_t j = columns.begin; j < columns.end; ++j, ++m) {
+        const Rows<S> row = tile_row(m, depth);
+        int64_t column = 0;
+        for (const Run& run : runs) {
+          const S* from = b_.strip.at(segments_[n], strip_of_[n], i, j, run.dy, run.dx) + group * b_.groups.inputs;
+          copy_columns(row, column, from, run.length);
+          column += run.length;
+        }
+      }
+    });
+  }
+
+  void multiply(const Phase& phase, int64_t group, const S* panel) const {
+    const int64_t depth = depth_of(phase, b_.groups), total = static_cast<int64_t>(outputs_.size());
+    for (int64_t o = 0; o < b_.groups.outputs; o += kPanel<S>) {
+      const int64_t columns = std::min(kPanel<S>, b_.groups.outputs - o);
+      const S* tile = tiles_;
+      for (int64_t m = 0; m < total; m += kTileRows, tile += tile_size(depth)) {
+        const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
+        S* out[kTileRows] = {};
+        for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + group * b_.groups.outputs + o;
+        if (columns <= kLanes<S>)
+          multiply_rows<S, 1>(tile, panel, depth, out, rows, columns);
+        else
+          multiply_rows<S, kPanelVectors>(tile, panel, depth, out, rows, columns);
+      }
+      panel += depth * panel_columns(columns, kPanel<S>, kLanes<S>);
+    }
+  }
+
+  const Blocks<S>& b_;
+  const GatherPlan& plan_;
+  const S* packed_;
+  const Source<S>& source_;
+  Sink<S>& sink_;
+  int thread_;
+  S *strips_, *tiles_;
+  std::vector<Segment> segments_;
+  std::vector<const S*> strip_of_;
+  std::vector<S*> outputs_;  // of a phase in this block
+  int64_t first_pixel_ = 0;
+  S* out_ = nullptr;
+};
+
+}  // namespace
+
+template <class S>
+int64_t packed_gather_size(const GatherPlan& plan, const Filter<S>& filter) {
+  const SuperGroups groups = SuperGroups::of(filter);
+  int64_t depth = 0;
+  for (const Phase& phase : plan.phases) depth += depth_of(phase, groups);
+  return depth * groups.count * padded_outputs<S>(groups);
+}
+
+template <class S>
+void pack_gather(const GatherPlan& plan, const Filter<S>& filter, int threads, S* packed) {
+  const SuperGroups groups = SuperGroups::of(filter);
+  const int64_t panels = (groups.outputs + kPanel<S> - 1) / kPanel<S>;
+  for (const Phase& phase : plan.phases) {
+    const int64_t depth = depth_of(phase, groups), size = depth * padded_outputs<S>(groups);
+    for_each(groups.count * panels, threads_for(groups.count * size, threads), [&](int, int64_t item) {
+      const int64_t group = item / panels, first = item % panels * kPanel<S>;
+      const int64_t outputs = std::min(kPanel<S>, groups.outputs - first);
+      pack_panel(filter, phase, group * groups.inputs, groups.inputs, group * groups.outputs + first, outputs,
+                 panel_columns(outputs, kPanel<S>, kLanes<S>), packed + group * size + first * depth);
+    });
+    packed += groups.count * size;
+  }
+}
+
+template <class S>
+void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                 Sink<S>& sink, int threads) {
+  const Blocks<S> blocks(plan, filter, threads);
+  const int64_t tiles_size = blocks.tiles * tile_size(blocks.depth);
+  S* strips = workspace<S>(Slot::strips, blocks.strip_size * threads);
+  S* tiles = workspace<S>(Slot::tiles, tiles_size * threads);
+  sink.start(threads, blocks.rows * plan.out_width);
+  parallel(threads, [&](int part, int parts) {
+    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size,
+                     tiles + part * tiles_size);
+    const Range rows = share(plan.batch * plan.out_height, part, parts);
+    for (int64_t row = rows.begin; row < rows.end; row += blocks.rows)
+      worker.run(row, std::min(row + blocks.rows, rows.end));
+  });
+}
+
+#define FUSED_RESNET_INSTANTIATE(S)                                                                        \
+  template int64_t packed_gather_size<S>(const GatherPlan&, const Filter<S>&);                              \
+  template void pack_gather<S>(const GatherPlan&, const Filter<S>&, int, S*);                               \
+  template void gather_conv<S>(const GatherPlan&, const Filter<S>&, const S*, const Source<S>&, Sink<S>&, int);
+FUSED_RESNET_INSTANTIATE(float)
+FUSED_RESNET_INSTANTIATE(double)
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

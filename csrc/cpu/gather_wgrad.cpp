@@ -1,0 +1,156 @@
+// The weight gradient of a direct convolution: a product over pixels, of g as it lies and of what each output reads.
+//
+// All threads gather one block of pixels together and then each multiplies a share of the result's columns by all of
+// it, so that there is one accumulator, and sums do not depend on the number of threads.
+#include "gather.h"
+#include "workspace.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+// Of L2 and of the L3 beside it, for a block.
+constexpr int64_t kBlockBytes = 1536 * 1024;
+
+template <class S>
+class GatherWgrad {
+ public:
+  GatherWgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads)
+      : shape_(shape), plan_(GatherPlan::forward(shape)), taps_(plan_.phases.front().taps),
+        groups_(SuperGroups::of(Filter<S>::forward(nullptr, shape, {}))), strip_(plan_, shape.channels),
+        pointwise_(is_pointwise(plan_, groups_)), u_(u), g_(g),
+        columns_(round_up(static_cast<int64_t>(taps_.size()) * groups_.inputs, kLanes<S>)),
+        group_rows_(round_up(groups_.outputs, kColumnRows)) {
+    const int64_t each = (columns_ * groups_.count + group_rows_ * groups_.count) * static_cast<int64_t>(sizeof(S));
+    const int64_t pixels = std::clamp<int64_t>(kBlockBytes / each, 64, 512);
+    rows_ = std::clamp<int64_t>(pixels / shape.out_width, 1, shape.batch * shape.out_height);
+    pixels_ = rows_ * shape.out_width;
+    // One odd cache line more: rows a power of two apart would share one set of L1.
+    g_stride_ = round_up(group_rows_ * groups_.count, 16) + 16;
+    strip_size_ = pointwise_ ? 0 : strip_.size((rows_ + threads - 1) / threads, rows_ / shape.out_height + 2);
+    strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
+    u_size_ = round_up(columns_, kPanel<S>) * pixels_;
+    columns_of_u_ = workspace<S>(Slot::tiles, groups_.count * u_size_);
+    rows_of_g_ = workspace<S>(Slot::gradients, g_stride_ * pixels_);
+    sums_ = workspace<S>(Slot::sums, groups_.count * group_rows_ * columns_);
+  }
+
+  void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
+    const Range mine = share(groups_.count * group_rows_ * columns_, part, parts);
+    std::fill(sums_ + mine.begin, sums_ + mine.end, S(0));
+    const int64_t total = shape_.batch * shape_.out_height;
+    for (int64_t row = 0; row < total; row += rows_) {
+      const int64_t rows = std::min(rows_, total - row);
+      const Range share_of_rows = share(rows, part, parts);
+      gather(row, share_of_rows, part);
+      barrier(parts);
+      multiply(rows * shape_.out_width, part, parts);
+      barrier(parts);
+    }
+    write(share(groups_.outputs * groups_.count, part, parts), g_weight, strides);
+  }
+
+ private:
+  // Rows of outputs [begin, end) of the block that begins with `row`.
+  void gather(int64_t row, const Range& rows, int part) const {
+    int64_t m = rows.begin * shape_.out_width;
+    S* strip = strips_ + part * strip_size_;
+    for (const Segment& segment : segments_of(row + rows.begin, row + rows.end, shape_.out_height)) {
+      if (!pointwise_) strip_.fill(segment, u_, strip);
+      for (int64_t i = segment.begin; i < segment.end; ++i, m += shape_.out_width) {
+        const int64_t pixel = (segment.image * shape_.out_height + i) * shape_.out_width;
+        read_gradients(pixel, m);
+        if (pointwise_) {
+          const int64_t y = segment.image * plan_.in_height + i * plan_.in_step_h + taps_[0].dy;
+          u_.read(y * plan_.in_width + taps_[0].dx, plan_.in_step_w, shape_.out_width,
+                  Rows<S>::panels(columns_of_u_, pixels_).from_row(m));
+        } else {
+          gather_row(segment, strip, i, m);
+        }
+      }
+    }
+  }
+
+  // A super-group's channels begin at a multiple of kColumnRows.
+  void read_gradients(int64_t pixel, int64_t m) const {
+    const Rows<S> rows{rows_of_g_ + m * g_stride_, g_stride_, groups_.outputs, group_rows_};
+    g_.read(pixel, 1, shape_.out_width, rows);
+  }
+
+  void gather_row(const Segment& segment, const S* strip, int64_t i, int64_t m) const {
+    const std::vector<Run> runs = runs_of(taps_, groups_);
+    for (int64_t group = 0; group < groups_.count; ++group) {
+      const Rows<S> panels = Rows<S>::panels(columns_of_u_ + group * u_size_, pixels_);
+      for (int64_t j = 0; j < shape_.out_width; ++j) {
+        int64_t column = 0;
+        for (const Run& run : runs) {
+          copy_columns(panels.from_row(m + j), column,
+                       strip_.at(segment, strip, i, j, run.dy, run.dx) + group * groups_.inputs, run.length);
+          column += run.length;
+        }
+      }
+    }
+  }
+
+  void multiply(int64_t pixels, int part, int parts) const {
+    const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = group_rows_ / kColumnRows;
+    const Range items = share(groups_.count * panels * blocks, part, parts);
+    for (int64_t item = items.begin; item < items.end; ++item) {
+      const int64_t group = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
+      const int64_t k = item % blocks * kColumnRows;
+      const S* a = rows_of_g_ + group * group_rows_ + k;
+      const S* b = columns_of_u_ + group * u_size_ + first * pixels_;
+      S* out = sums_ + (group * group_rows_ + k) * columns_ + first;
+      if (columns_ - first <= kLanes<S>)  // its panel is as wide as the others
+        multiply_columns<S, 1>(a, g_stride_, b, kPanel<S>, pixels, out, columns_);
+      else
+        multiply_columns<S, kPanelVectors>(a, g_stride_, b, kPanel<S>, pixels, out, columns_);
+    }
+  }
+
+  void write(const Range& outputs, S* g_weight, const FilterStrides& w) const {
+    const Filter<S> filter = Filter<S>::forward(g_weight, shape_, w);
+    for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+      const int64_t group = o / groups_.outputs;
+      const S* sums = sums_ + (group * group_rows_ + o % groups_.outputs) * columns_;
+      for (const Tap& tap : taps_) {
+        for (int64_t c = 0; c < groups_.inputs; ++c) {
+          const int64_t input = group * groups_.inputs + c;
+          if (filter.connects(o, input))
+            g_weight[o * w.k + filter.input_offset(input) + tap.r * w.r + tap.s * w.s] = sums[c];
+        }
+        sums += groups_.inputs;
+      }
+    }
+  }
+
+  const ConvShape& shape_;
+  GatherPlan plan_;
+  const std::vector<Tap>& taps_;
+  SuperGroups groups_;
+  Strip<S> strip_;
+  bool pointwise_;
+  const Source<S>&u_, &g_;
+  int64_t columns_, group_rows_;  // of a super-group's result, padded
+  int64_t rows_, pixels_;         // of outputs in a block
+  int64_t u_size_, g_stride_, strip_size_;
+  S *strips_, *columns_of_u_, *rows_of_g_, *sums_;
+};
+
+}  // namespace
+
+template <class S>
+void gather_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                  const FilterStrides& strides) {
+  GatherWgrad<S> wgrad(shape, u, g, threads);
+  parallel(threads, [&](int part, int parts) { wgrad.run(part, parts, g_weight, strides); });
+}
+
+template void gather_wgrad<float>(const ConvShape&, const Source<float>&, const Source<float>&, int, float*,
+                                  const FilterStrides&);
+template void gather_wgrad<double>(const ConvShape&, const Source<double>&, const Source<double>&, int, double*,
+                                   const FilterStrides&);
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

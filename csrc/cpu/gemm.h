@@ -1,0 +1,115 @@
+// The register-tiled matrix products under every convolution, and the layouts of what they read.
+//
+// Two kernels, each with its sums in registers from beginning to end. `multiply_rows` is for forward and dgrad: rows
+// of pixels, which lie in tiles, times a panel of filters. `multiply_columns` is for wgrad: its sum runs over pixels,
+// so that both operands are read along their rows and nothing is transposed.
+#pragma once
+
+#include "simd.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+// Registers of a tile: kTileRows x kPanelVectors sums, kPanelVectors of a panel and one broadcast. Of 32 registers 31,
+// of AVX2's 16 15.
+constexpr int kPanelVectors = 2;
+#if FUSED_RESNET_VECTOR_BYTES == 64
+constexpr int kTileRows = 14;
+constexpr int kColumnRows = 8;
+#elif FUSED_RESNET_VECTOR_BYTES == 32
+constexpr int kTileRows = 6;
+constexpr int kColumnRows = 6;
+#elif FUSED_RESNET_VECTOR_BYTES == 16
+constexpr int kTileRows = 12;
+constexpr int kColumnRows = 8;
+#else
+constexpr int kTileRows = 4;
+constexpr int kColumnRows = 4;
+#endif
+
+// Columns that a row of a tile has next to each other: a tile of [kTileRows, depth] is stored as
+// [depth / kChunk, kTileRows, kChunk], so that a tile's rows are constants apart and within one stretch of memory.
+constexpr int64_t kChunk = 64;
+
+template <class S>
+constexpr int64_t kPanel = kPanelVectors * kLanes<S>;  // columns of a panel
+
+constexpr int64_t round_up(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
+
+// Elements of a tile of this many columns.
+inline int64_t tile_size(int64_t depth) {
+  return kTileRows * round_up(depth, kChunk);
+}
+
+// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns.
+template <class S, int kVectors>
+inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
+                          const S* b,  // a panel [depth, kVectors * kLanes]
+                          int64_t depth, S* const* out, int rows, int64_t columns) {
+  constexpr int N = kLanes<S>;
+  Vector<S> sums[kTileRows][kVectors] = {};
+  for (int64_t left = depth; left > 0; left -= kChunk, a += kTileRows * kChunk) {
+    const int64_t n = left < kChunk ? left : kChunk;
+    for (int64_t k = 0; k < n; ++k, b += kVectors * N) {
+      Vector<S> panel[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) {
+        const Vector<S> factor = broadcast(a[i * kChunk + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * panel[v];
+      }
+    }
+  }
+  if (columns == kVectors * N) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i)
+      if (i < rows) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) store(out[i] + v * N, sums[i][v]);
+      }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
+    if (i < rows) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t n = columns - v * N;
+        if (n > 0) store(out[i] + v * N, sums[i][v], static_cast<int>(n < N ? n : N));
+      }
+    }
+}
+
+// out[i][j] += sum over p of a[p][i] b[p][j], for kColumnRows rows i and kVectors * kLanes columns j.
+template <class S, int kVectors>
+inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b_stride, int64_t depth, S* out,
+                             int64_t out_stride) {
+  constexpr int N = kLanes<S>;
+  Vector<S> sums[kColumnRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kColumnRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = load(out + i * out_stride + v * N);
+  for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride) {
+    Vector<S> panel[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
+#pragma GCC unroll 16
+    for (int i = 0; i < kColumnRows; ++i) {
+      const Vector<S> factor = broadcast(a[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * panel[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kColumnRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(out + i * out_stride + v * N, sums[i][v]);
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,189 @@
+// The transforms of Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray 2016, section 4), m = 2 and 4, with the
+// interpolation points 0, 1, -1 (2, -2) and infinity:
+//
+//   y = A' [(G w G') . (B' d B)] A                            d a tile of m + 2 square, y one of m square
+//   g_w = G' [sum over tiles of (A g_y A') . (B' d B)] G      its derivative
+//
+// Each is written once, in one dimension, and applied along both.
+#pragma once
+
+#include "conv.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+constexpr int winograd_in(int m) {
+  return m + 2;
+}
+constexpr int winograd_points(int m) {
+  return winograd_in(m) * winograd_in(m);
+}
+
+template <int m, class S>
+struct Winograd;
+
+template <class S>
+struct Winograd<2, S> {
+  template <class V>
+  static void input(const V* d, V* o) {  // B' d
+    o[0] = d[0] - d[2];
+    o[1] = d[1] + d[2];
+    o[2] = d[2] - d[1];
+    o[3] = d[1] - d[3];
+  }
+  template <class V>
+  static void filter(const V* w, V* o) {  // G w
+    const V even = (w[0] + w[2]) * S(0.5), odd = w[1] * S(0.5);
+    o[0] = w[0];
+    o[1] = even + odd;
+    o[2] = even - odd;
+    o[3] = w[2];
+  }
+  template <class V>
+  static void output(const V* t, V* y) {  // A' t
+    y[0] = t[0] + t[1] + t[2];
+    y[1] = t[1] - t[2] - t[3];
+  }
+  template <class V>
+  static void gradient(const V* g, V* o) {  // A g
+    o[0] = g[0];
+    o[1] = g[0] + g[1];
+    o[2] = g[0] - g[1];
+    o[3] = -g[1];
+  }
+  template <class V>
+  static void filter_gradient(const V* t, V* w) {  // G' t
+    const V even = (t[1] + t[2]) * S(0.5);
+    w[0] = t[0] + even;
+    w[1] = (t[1] - t[2]) * S(0.5);
+    w[2] = even + t[3];
+  }
+};
+
+template <class S>
+struct Winograd<4, S> {
+  template <class V>
+  static void input(const V* d, V* o) {
+    const V a = d[4] - d[2] * S(4), b = d[3] - d[1] * S(4), c = d[4] - d[2], e = (d[3] - d[1]) * S(2);
+    o[0] = d[0] * S(4) - d[2] * S(5) + d[4];
+    o[1] = a + b;
+    o[2] = a - b;
+    o[3] = c + e;
+    o[4] = c - e;
+    o[5] = d[1] * S(4) - d[3] * S(5) + d[5];
+  }
+  template <class V>
+  static void filter(const V* w, V* o) {
+    const V even = (w[0] + w[2]) * S(-1.0 / 6), odd = w[1] * S(1.0 / 6);
+    const V far_even = w[0] * S(1.0 / 24) + w[2] * S(1.0 / 6), far_odd = w[1] * S(1.0 / 12);
+    o[0] = w[0] * S(0.25);
+    o[1] = even - odd;
+    o[2] = even + odd;
+    o[3] = far_even + far_odd;
+    o[4] = far_even - far_odd;
+    o[5] = w[2];
+  }
+  template <class V>
+  static void output(const V* t, V* y) {
+    const V a = t[1] + t[2], b = t[1] - t[2], c = t[3] + t[4], d = t[3] - t[4];
+    y[0] = t[0] + a + c;
+    y[1] = b + d * S(2);
+    y[2] = a + c * S(4);
+    y[3] = b + d * S(8) + t[5];
+  }
+  template <class V>
+  static void gradient(const V* g, V* o) {
+    const V even = g[0] + g[2], odd = g[1] + g[3], far_even = g[0] + g[2] * S(4), far_odd = g[1] * S(2) + g[3] * S(8);
+    o[0] = g[0];
+    o[1] = even + odd;
+    o[2] = even - odd;
+    o[3] = far_even + far_odd;
+    o[4] = far_even - far_odd;
+    o[5] = g[3];
+  }
+  template <class V>
+  static void filter_gradient(const V* t, V* w) {
+    const V a = t[1] + t[2], b = t[2] - t[1], c = t[3] + t[4], d = t[3] - t[4];
+    w[0] = t[0] * S(0.25) - a * S(1.0 / 6) + c * S(1.0 / 24);
+    w[1] = b * S(1.0 / 6) + d * S(1.0 / 12);
+    w[2] = (c - a) * S(1.0 / 6) + t[5];
+  }
+};
+
+// out = F in F' for a transform F from kIn to kOut values; get(i, j) reads an element of `in`, put(i, j, v) takes one of
+// `out`.
+template <int kIn, int kOut, class V, class Get, class Transform, class Put>
+inline void both_ways(const Get& get, const Transform& transform, const Put& put) {
+  V half[kOut][kIn];
+#pragma GCC unroll 8
+  for (int j = 0; j < kIn; ++j) {
+    V column[kIn], transformed[kOut];
+#pragma GCC unroll 8
+    for (int i = 0; i < kIn; ++i) column[i] = get(i, j);
+    transform(column, transformed);
+#pragma GCC unroll 8
+    for (int i = 0; i < kOut; ++i) half[i][j] = transformed[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kOut; ++i) {
+    V row[kOut];
+    transform(half[i], row);
+#pragma GCC unroll 8
+    for (int j = 0; j < kOut; ++j) put(i, j, row[j]);
+  }
+}
+
+// B' d B for one tile of a strip, channel by channel: element e of channel c goes to out.data[e * point_stride + ...].
+template <int m, class S>
+inline void transform_input(const S* tile,  // [m + 2, m + 2, channels]
+                            int64_t row_stride, int64_t channels, const Rows<S>& out, int64_t point_stride) {
+  constexpr int n = winograd_in(m);
+  for (int64_t first = 0; first < channels; first += out.chunk) {
+    S* chunk = out.data + first / out.chunk * out.chunk_stride;
+    const int64_t end = std::min(out.chunk, channels - first);
+    for (int64_t c = 0; c < end; c += kLanes<S>) {
+      const S* d = tile + first + c;
+      both_ways<n, n, Vector<S>>([&](int i, int j) { return load(d + i * row_stride + j * channels); },
+                                 Winograd<m, S>::template input<Vector<S>>,
+                                 [&](int i, int j, Vector<S> v) { store(chunk + (i * n + j) * point_stride + c, v); });
+    }
+  }
+}
+
+// A strip of the rows that one row of tiles reads, zero outside the image: [rows, width, channels], the channels padded
+// with zeros to whole registers.
+template <class S>
+class TileStrip {
+ public:
+  // Rows and columns of tiles overlap: row t begins at t * step - pad.
+  TileStrip(int64_t rows, int64_t columns, int64_t channels, int64_t in_height, int64_t in_width, int64_t pad_h,
+            int64_t pad_w)
+      : rows_(rows), columns_(columns), channels_(round_up(channels, kLanes<S>)), real_channels_(channels),
+        in_height_(in_height), in_width_(in_width), pad_h_(pad_h), pad_w_(pad_w) {}
+
+  int64_t size() const { return rows_ * columns_ * channels_; }
+  int64_t channels() const { return channels_; }
+  int64_t row_stride() const { return columns_ * channels_; }
+  const S* column(const S* data, int64_t x) const { return data + x * channels_; }
+
+  // Once for each piece of memory: padding on either side stays zero.
+  void clear(S* data) const { std::fill_n(data, size(), S(0)); }
+
+  // Reads the rows from `top` on (before padding) of an image.
+  void fill(int64_t image, int64_t top, const Source<S>& source, S* data) const {
+    for (int64_t i = 0; i < rows_; ++i, data += row_stride()) {
+      const int64_t y = top - pad_h_ + i;
+      if (y < 0 || y >= in_height_)
+        std::fill_n(data, row_stride(), S(0));
+      else
+        source.read((image * in_height_ + y) * in_width_, 1, std::min(in_width_, columns_ - pad_w_),
+                    {data + pad_w_ * channels_, channels_, real_channels_, 0});
+    }
+  }
+
+ private:
+  int64_t rows_, columns_, channels_, real_channels_, in_height_, in_width_, pad_h_, pad_w_;
+};
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

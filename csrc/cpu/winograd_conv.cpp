@@ -1,0 +1,193 @@
+// Winograd convolution: blocks of tiles are transformed, multiplied point by point as (m + 2)^2 matrix products, and
+// transformed back.
+//
+// Where the transformed filter is small, each thread takes blocks of its own that stay in its L2. Where it is large, all
+// threads work on one larger block, so that the filter is read once for all of them.
+#include <algorithm>
+
+#include "parallel.h"
+#include "winograd.h"
+#include "workspace.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+constexpr int64_t kOwnBytes = 640 * 1024;            // of L2, for a block of one thread's
+constexpr int64_t kSharedBytes = 12 * 1024 * 1024;   // of L3, for a block of all threads
+constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
+
+template <class S>
+int64_t padded_outputs(const Filter<S>& filter) {
+  return round_up(filter.outputs, kLanes<S>);
+}
+
+template <int m, class S>
+class WinogradConv {
+ public:
+  static constexpr int kPoints = winograd_points(m);
+
+  WinogradConv(const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+               Sink<S>& sink, int threads)
+      : plan_(plan), inputs_(filter.inputs), outputs_(filter.outputs), padded_outputs_(padded_outputs(filter)),
+        packed_(packed), source_(source), sink_(sink), tiles_h_((plan.out_height + m - 1) / m),
+        tiles_w_((plan.out_width + m - 1) / m),
+        strip_(winograd_in(m), tiles_w_ * m + 2, filter.inputs, plan.in_height, plan.in_width, plan.pad_h, plan.pad_w) {
+    const int64_t total = plan.batch * tiles_h_, row_bytes = tiles_w_ * kPoints * (inputs_ + outputs_) * sizeof(S);
+    is_shared_ = packed_winograd_size(m, filter) * static_cast<int64_t>(sizeof(S)) > kLargeFilterBytes;
+    rows_ = is_shared_ ? std::clamp<int64_t>(kSharedBytes / row_bytes, 1, total)
+                       : std::clamp<int64_t>(kOwnBytes / row_bytes, 1, (total + threads - 1) / threads);
+    const int64_t tiles = rows_ * tiles_w_;
+    // A cache line more, so that the points of a tile do not share one set of a cache.
+    in_stride_ = (tiles + kTileRows - 1) / kTileRows * tile_size(inputs_) + 16;
+    out_stride_ = tiles * padded_outputs_ + 16;
+    const int copies = is_shared_ ? 1 : threads;
+    strips_ = workspace<S>(Slot::strips, strip_.size() * threads);
+    in_ = workspace<S>(Slot::tiles, kPoints * in_stride_ * copies);
+    out_ = workspace<S>(Slot::products, kPoints * out_stride_ * copies);
+    sink.start(threads, m * plan.out_width);
+  }
+
+  void run(int part, int parts) {
+    S* strip = strips_ + part * strip_.size();
+    strip_.clear(strip);
+    const int64_t total = plan_.batch * tiles_h_;
+    const Range rows = is_shared_ ? Range{0, total} : share(total, part, parts);
+    const int64_t copy = is_shared_ ? 0 : part;
+    S *in = in_ + copy * kPoints * in_stride_, *out = out_ + copy * kPoints * out_stride_;
+    const int thread = part;
+    if (!is_shared_) part = 0, parts = 1;
+    for (int64_t row = rows.begin; row < rows.end; row += rows_) {
+      const int64_t n = std::min(rows_, rows.end - row);
+      const Range mine = share(n, part, parts);
+      for (int64_t t = mine.begin; t < mine.end; ++t) read(row + t, t * tiles_w_, strip, in);
+      barrier(parts);
+      multiply(share(kPoints * panels(), part, parts), n * tiles_w_, in, out);
+      barrier(parts);
+      for (int64_t t = mine.begin; t < mine.end; ++t) write(row + t, t * tiles_w_, thread, out);
+    }
+  }
+
+ private:
+  int64_t panels() const { return (outputs_ + kPanel<S> - 1) / kPanel<S>; }
+
+  // Transforms a row of tiles, the first of which is number `tile` of the block.
+  void read(int64_t row, int64_t tile, S* strip, S* in) const {
+    strip_.fill(row / tiles_h_, row % tiles_h_ * m, source_, strip);
+    for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
+      transform_input<m>(strip_.column(strip, j * m), strip_.row_stride(), strip_.channels(),
+                         Rows<S>::tile(in + tile / kTileRows * tile_size(inputs_)).from_row(tile % kTileRows),
+                         in_stride_);
+  }
+
+  void multiply(const Range& items, int64_t tiles, const S* in, S* out) const {
+    for (int64_t item = items.begin; item < items.end; ++item) {
+      const int64_t point = item / panels(), first = item % panels() * kPanel<S>;
+      const S* panel = packed_ + (point * padded_outputs_ + first) * inputs_;
+      const S* tile = in + point * in_stride_;
+      for (int64_t t = 0; t < tiles; t += kTileRows, tile += tile_size(inputs_)) {
+        S* rows[kTileRows];
+        for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
+        const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
+        if (padded_outputs_ - first < kPanel<S>)
+          multiply_rows<S, 1>(tile, panel, inputs_, rows, count, kLanes<S>);
+        else
+          multiply_rows<S, kPanelVectors>(tile, panel, inputs_, rows, count, kPanel<S>);
+      }
+    }
+  }
+
+  void write(int64_t row, int64_t tile, int thread, const S* out) {
+    const int64_t top = row % tiles_h_ * m, height = std::min<int64_t>(m, plan_.out_height - top);
+    const int64_t pixel = (row / tiles_h_ * plan_.out_height + top) * plan_.out_width;
+    S* y = sink_.rows(thread, pixel, height * plan_.out_width);
+    for (int64_t j = 0; j < tiles_w_; ++j, ++tile) {
+      const int64_t width = std::min<int64_t>(m, plan_.out_width - j * m);
+      for (int64_t k = 0; k < outputs_; k += kLanes<S>) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, outputs_ - k));
+        const S* t = out + tile * padded_outputs_ + k;
+        S* pixel_of_tile = y + j * m * outputs_ + k;
+        both_ways<winograd_in(m), m, Vector<S>>(
+            [&](int a, int b) { return load(t + (a * winograd_in(m) + b) * out_stride_); },
+            Winograd<m, S>::template output<Vector<S>>, [&](int a, int b, Vector<S> v) {
+              if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * outputs_, v, lanes);
+            });
+      }
+    }
+    sink_.finish(thread, pixel, height * plan_.out_width);
+  }
+
+  const WinogradPlan& plan_;
+  int64_t inputs_, outputs_, padded_outputs_;  // channels
+  const S* packed_;
+  const Source<S>& source_;
+  Sink<S>& sink_;
+  int64_t tiles_h_, tiles_w_;
+  TileStrip<S> strip_;
+  bool is_shared_;
+  int64_t rows_;  // of tiles in a block
+  int64_t in_stride_, out_stride_;  // elements from one point to the next
+  S *strips_, *in_, *out_;
+};
+
+// Transforms the filters of one panel for all points: [points][panel][inputs, columns].
+template <int m, class S>
+void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
+  constexpr int n = winograd_in(m), N = kLanes<S>;
+  const int64_t columns = std::min(kPanel<S>, padded - first);
+  for (int64_t c = 0; c < f.inputs; ++c) {
+    for (int64_t v = 0; v < columns; v += N) {
+      S w[9][N] = {};
+      for (int lane = 0; lane < N && first + v + lane < f.outputs; ++lane) {
+        const S* from = f.data + f.output_offset(first + v + lane) + f.input_offset(c);
+        for (int r = 0; r < 3; ++r)
+          for (int s = 0; s < 3; ++s) w[r * 3 + s][lane] = from[r * f.r_stride + s * f.s_stride];
+      }
+      S* to = packed + first * f.inputs + c * columns + v;
+      both_ways<3, n, Vector<S>>([&](int i, int j) { return load(w[i * 3 + j]); },
+                                 Winograd<m, S>::template filter<Vector<S>>, [&](int i, int j, Vector<S> value) {
+                                   store(to + (i * n + j) * padded * f.inputs, value);
+                                 });
+    }
+  }
+}
+
+}  // namespace
+
+template <class S>
+int64_t packed_winograd_size(int m, const Filter<S>& filter) {
+  return winograd_points(m) * padded_outputs(filter) * filter.inputs;
+}
+
+template <class S>
+void pack_winograd(int m, const Filter<S>& filter, int threads, S* packed) {
+  const int64_t padded = padded_outputs(filter), panels = (padded + kPanel<S> - 1) / kPanel<S>;
+  for_each(panels, threads_for(packed_winograd_size(m, filter), threads), [&](int, int64_t panel) {
+    m == 2 ? pack_panel<2>(filter, panel * kPanel<S>, padded, packed)
+           : pack_panel<4>(filter, panel * kPanel<S>, padded, packed);
+  });
+}
+
+template <int m, class S>
+void run(const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source, Sink<S>& sink,
+         int threads) {
+  WinogradConv<m, S> conv(plan, filter, packed, source, sink, threads);
+  parallel(threads, [&](int part, int parts) { conv.run(part, parts); });
+}
+
+template <class S>
+void winograd_conv(int m, const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                   Sink<S>& sink, int threads) {
+  m == 2 ? run<2>(plan, filter, packed, source, sink, threads) : run<4>(plan, filter, packed, source, sink, threads);
+}
+
+#define FUSED_RESNET_INSTANTIATE(S)                                                                                    \
+  template int64_t packed_winograd_size<S>(int, const Filter<S>&);                                                     \
+  template void pack_winograd<S>(int, const Filter<S>&, int, S*);                                                      \
+  template void winograd_conv<S>(int, const WinogradPlan&, const Filter<S>&, const S*, const Source<S>&, Sink<S>&, int);
+FUSED_RESNET_INSTANTIATE(float)
+FUSED_RESNET_INSTANTIATE(double)
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,145 @@
+// The weight gradient of a 3x3 convolution of stride 1 in the Winograd domain: for each of (m + 2)^2 points a product
+// over tiles, of the transformed gradient and the transformed input, and one transform back at the end.
+//
+// All threads transform a block of tiles together, and each then multiplies for a share of the result.
+#include <algorithm>
+
+#include "parallel.h"
+#include "winograd.h"
+#include "workspace.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+constexpr int64_t kBlockBytes = 4 * 1024 * 1024;  // of L3, for a block
+
+template <int m, class S>
+class WinogradWgrad {
+ public:
+  static constexpr int n = winograd_in(m), kPoints = winograd_points(m);
+
+  WinogradWgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads)
+      : shape_(shape), u_(u), g_(g), tiles_h_((shape.out_height + m - 1) / m), tiles_w_((shape.out_width + m - 1) / m),
+        rows_of_sums_(round_up(shape.out_channels, kColumnRows)), columns_(round_up(shape.channels, kLanes<S>)),
+        u_strip_(n, tiles_w_ * m + 2, shape.channels, shape.height, shape.width, shape.pad_h, shape.pad_w),
+        g_strip_(m, tiles_w_ * m, shape.out_channels, shape.out_height, shape.out_width, 0, 0) {
+    const int64_t row_bytes = tiles_w_ * kPoints * (columns_ + rows_of_sums_) * static_cast<int64_t>(sizeof(S));
+    rows_ = std::clamp<int64_t>(kBlockBytes / row_bytes, std::min<int64_t>(64 / tiles_w_ + 1, shape.batch * tiles_h_),
+                                shape.batch * tiles_h_);
+    tiles_ = rows_ * tiles_w_;
+    u_stride_ = round_up(columns_, kPanel<S>) * tiles_ + 16;
+    g_row_ = round_up(std::max(rows_of_sums_, g_strip_.channels()), 16) + 16;  // odd in cache lines
+    g_stride_ = g_row_ * tiles_;
+    u_strips_ = workspace<S>(Slot::strips, u_strip_.size() * threads);
+    g_strips_ = workspace<S>(Slot::rows, g_strip_.size() * threads);
+    u_tiles_ = workspace<S>(Slot::tiles, kPoints * u_stride_);
+    g_tiles_ = workspace<S>(Slot::gradients, kPoints * g_stride_);
+    sums_ = workspace<S>(Slot::sums, kPoints * rows_of_sums_ * columns_);
+  }
+
+  void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
+    S *u_strip = u_strips_ + part * u_strip_.size(), *g_strip = g_strips_ + part * g_strip_.size();
+    u_strip_.clear(u_strip);
+    g_strip_.clear(g_strip);
+    const Range cleared = share(kPoints * rows_of_sums_ * columns_, part, parts);
+    std::fill(sums_ + cleared.begin, sums_ + cleared.end, S(0));
+    const int64_t total = shape_.batch * tiles_h_;
+    for (int64_t row = 0; row < total; row += rows_) {
+      const int64_t rows = std::min(rows_, total - row);
+      const Range mine = share(rows, part, parts);
+      for (int64_t t = mine.begin; t < mine.end; ++t) {
+        read_input(row + t, t * tiles_w_, u_strip);
+        read_gradient(row + t, t * tiles_w_, g_strip);
+      }
+      barrier(parts);
+      multiply(rows * tiles_w_, part, parts);
+      barrier(parts);
+    }
+    write(share(shape_.out_channels, part, parts), g_weight, strides);
+  }
+
+ private:
+  void read_input(int64_t row, int64_t tile, S* strip) const {
+    u_strip_.fill(row / tiles_h_, row % tiles_h_ * m, u_, strip);
+    for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
+      transform_input<m>(u_strip_.column(strip, j * m), u_strip_.row_stride(), u_strip_.channels(),
+                         Rows<S>::panels(u_tiles_, tiles_).from_row(tile), u_stride_);
+  }
+
+  void read_gradient(int64_t row, int64_t tile, S* strip) const {
+    g_strip_.fill(row / tiles_h_, row % tiles_h_ * m, g_, strip);
+    const int64_t channels = g_strip_.channels(), row_stride = g_strip_.row_stride();
+    for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
+      for (int64_t k = 0; k < channels; k += kLanes<S>) {
+        const S* g = g_strip_.column(strip, j * m) + k;
+        S* out = g_tiles_ + tile * g_row_ + k;
+        both_ways<m, n, Vector<S>>([&](int a, int b) { return load(g + a * row_stride + b * channels); },
+                                   Winograd<m, S>::template gradient<Vector<S>>,
+                                   [&](int a, int b, Vector<S> v) { store(out + (a * n + b) * g_stride_, v); });
+      }
+  }
+
+  void multiply(int64_t tiles, int part, int parts) const {
+    const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = rows_of_sums_ / kColumnRows;
+    const Range items = share(kPoints * panels * blocks, part, parts);
+    for (int64_t item = items.begin; item < items.end; ++item) {
+      const int64_t point = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
+      const int64_t k = item % blocks * kColumnRows;
+      const S *a = g_tiles_ + point * g_stride_ + k, *b = u_tiles_ + point * u_stride_ + first * tiles_;
+      S* out = sums_ + (point * rows_of_sums_ + k) * columns_ + first;
+      if (columns_ - first < kPanel<S>)  // its panel in memory is as wide as the others
+        multiply_columns<S, 1>(a, g_row_, b, kPanel<S>, tiles, out, columns_);
+      else
+        multiply_columns<S, kPanelVectors>(a, g_row_, b, kPanel<S>, tiles, out, columns_);
+    }
+  }
+
+  void write(const Range& outputs, S* g_weight, const FilterStrides& w) const {
+    for (int64_t k = outputs.begin; k < outputs.end; ++k)
+      for (int64_t c = 0; c < shape_.channels; c += kLanes<S>) {
+        const S* sums = sums_ + k * columns_ + c;
+        const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, shape_.channels - c));
+        both_ways<n, 3, Vector<S>>(
+            [&](int a, int b) { return load(sums + (a * n + b) * rows_of_sums_ * columns_); },
+            Winograd<m, S>::template filter_gradient<Vector<S>>, [&](int r, int s, Vector<S> v) {
+              S values[kLanes<S>];
+              store(values, v);
+              for (int i = 0; i < lanes; ++i) g_weight[k * w.k + (c + i) * w.c + r * w.r + s * w.s] = values[i];
+            });
+      }
+  }
+
+  const ConvShape& shape_;
+  const Source<S>&u_, &g_;
+  int64_t tiles_h_, tiles_w_;
+  int64_t rows_of_sums_, columns_;  // of the result at one point, padded
+  TileStrip<S> u_strip_, g_strip_;
+  int64_t rows_, tiles_;                // of a block: rows of tiles, and tiles
+  int64_t u_stride_, g_row_, g_stride_;  // from point to point, and from tile to tile
+  S *u_strips_, *g_strips_, *u_tiles_, *g_tiles_, *sums_;
+};
+
+template <int m, class S>
+void run(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+         const FilterStrides& strides) {
+  WinogradWgrad<m, S> wgrad(shape, u, g, threads);
+  parallel(threads, [&](int part, int parts) { wgrad.run(part, parts, g_weight, strides); });
+}
+
+}  // namespace
+
+template <class S>
+void winograd_wgrad(int m, const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                    const FilterStrides& strides) {
+  m == 2 ? run<2>(shape, u, g, threads, g_weight, strides) : run<4>(shape, u, g, threads, g_weight, strides);
+}
+
+template void winograd_wgrad<float>(int, const ConvShape&, const Source<float>&, const Source<float>&, int, float*,
+                                    const FilterStrides&);
+template void winograd_wgrad<double>(int, const ConvShape&, const Source<double>&, const Source<double>&, int, double*,
+                                     const FilterStrides&);
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet

@@ -1,0 +1,46 @@
+"""The CPU backend: the C++ kernels of csrc/cpu, one module an op.
+
+Convolutions run on an engine of our own, with everything around them in its prologues and epilogues; which algorithm
+computes one, says :mod:`.conv_algorithm`. The engine's working memory stays with the calling thread until
+:func:`free_workspace`: glibc would return such large blocks to the system, and to fault their pages in again costs more
+than to write them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ... import _cpu
+from ..arguments import Conv
+from .bn_act_conv import bn_act_conv, bn_act_conv_backward
+from .bn_act_max_pool import bn_act_max_pool, bn_act_max_pool_backward
+from .bn_add_act import bn_add_act, bn_add_act_backward
+from .conv_algorithm import conv_algorithm, is_depthwise
+from .conv_bn_add_act import conv_bn_add_act
+from .engine import free_workspace, workspace_bytes
+
+__all__ = [
+    "bn_act_conv",
+    "bn_act_conv_backward",
+    "bn_act_max_pool",
+    "bn_act_max_pool_backward",
+    "bn_add_act",
+    "bn_add_act_backward",
+    "conv_algorithm",
+    "conv_bn_add_act",
+    "free_workspace",
+    "isa",
+    "set_isa",
+    "supported_isas",
+    "unsupported",
+    "workspace_bytes",
+]
+
+isa, set_isa, supported_isas = _cpu.isa, _cpu.set_isa, _cpu.supported_isas
+
+
+def unsupported(op: str, x: Tensor, weight: Tensor | None = None, conv: Conv | None = None) -> str | None:
+    """Why this backend lacks a case, or None."""
+    if weight is not None and conv is not None and is_depthwise(weight.shape, conv):
+        return "depthwise convolution"
+    return None

@@ -1,0 +1,69 @@
+"""Batch norm, activation and max pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _cpu
+from ..arguments import Activation, BatchNorm, MaxPool
+from . import native
+
+__all__ = ["bn_act_max_pool", "bn_act_max_pool_backward"]
+
+
+def bn_act_max_pool(
+    x: Tensor,  # [N, C, H, W]
+    bn: BatchNorm | None,
+    activation: Activation,
+    pool: MaxPool,
+) -> tuple[Tensor, Tensor]:
+    """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
+    size = (*x.shape[:2], *pool.output_size((x.shape[2], x.shape[3])))
+    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    indices = torch.empty_like(out, dtype=torch.uint8)
+    vectors, norm = native.norm(bn, x.dtype)
+    _cpu.bn_act_max_pool(
+        native.DTYPES[x.dtype],
+        native.activation(activation),
+        _pool_shape(x, out, pool),
+        native.threads(),
+        x.data_ptr(),
+        norm,
+        out.data_ptr(),
+        indices.data_ptr(),
+    )
+    del vectors
+    return out, indices
+
+
+def bn_act_max_pool_backward(
+    g_out: Tensor,  # [N, C, OH, OW]
+    indices: Tensor,  # [N, C, OH, OW], uint8
+    x: Tensor,  # [N, C, H, W]
+    bn: BatchNorm | None,
+    activation: Activation,
+    pool: MaxPool,
+) -> tuple[Tensor, Tensor | None]:
+    """g_x [N, C, H, W] and g_bn [4, C]."""
+    g_x, g_bn = torch.empty_like(x), native.gradient_vectors(bn, x)
+    vectors, norm = native.norm(bn, x.dtype)
+    _cpu.bn_act_max_pool_backward(
+        native.DTYPES[x.dtype],
+        native.activation(activation),
+        _pool_shape(x, g_out, pool),
+        native.threads(),
+        g_out.data_ptr(),
+        indices.data_ptr(),
+        x.data_ptr(),
+        norm,
+        g_x.data_ptr(),
+        native.pointer(g_bn),
+    )
+    del vectors
+    return g_x, g_bn
+
+
+def _pool_shape(x: Tensor, out: Tensor, pool: MaxPool) -> tuple[int, ...]:
+    n, c, h, w = x.shape
+    return n, h, w, c, out.shape[2], out.shape[3], *pool.kernel_size, *pool.stride, *pool.padding

@@ -1,0 +1,70 @@
+"""Which algorithm computes a convolution on CPU: the one table of the choice.
+
+``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4`` overrules it wherever the algorithm exists, for tests;
+:func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..arguments import Conv
+from ..precision import get_float32_conv_precision
+
+__all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
+
+# The numbering is that of ConvAlgorithm in csrc/shapes.h.
+CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4")
+
+_ENVIRONMENT = "FUSED_RESNET_CONV"
+
+
+class Geometry(NamedTuple):
+    """What the choice rests on."""
+
+    conv: Conv
+    weight_shape: Sequence[int]  # K, C / groups, R, S
+    out_size: tuple[int, int]  # OH, OW
+    dtype: torch.dtype
+
+    @property
+    def has_winograd(self) -> bool:
+        """3x3, stride 1, dense, with at most two pixels of padding."""
+        conv, kernel = self.conv, tuple(self.weight_shape[2:])
+        return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
+
+
+# The first line that holds decides. Why each is so: docs/cpu-engine.md.
+_TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
+    ("direct", lambda g: not g.has_winograd),
+    ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
+    ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
+    ("winograd_f2", lambda g: min(g.out_size) <= 2),  # four times four outputs would be mostly padding
+    ("winograd_f4", lambda g: True),
+)
+
+
+def is_depthwise(weight_shape: Sequence[int], conv: Conv) -> bool:
+    """One channel a group, on either side: nothing for a matrix product to work on."""
+    k, c_per_group = weight_shape[:2]
+    return conv.groups > 1 and min(c_per_group, k // conv.groups) == 1
+
+
+def conv_algorithm(conv: Conv, weight_shape: Sequence[int], out_size: tuple[int, int], dtype: torch.dtype) -> str:
+    """``direct``, ``winograd_f2`` or ``winograd_f4``.
+
+    ``weight_shape`` is (K, C / groups, R, S), ``out_size`` (OH, OW). Raises ValueError for an unknown name in
+    ``FUSED_RESNET_CONV``.
+    """
+    geometry = Geometry(conv, weight_shape, out_size, dtype)
+    forced = os.environ.get(_ENVIRONMENT) or "auto"
+    if forced not in ("auto", *CONV_ALGORITHMS):
+        raise ValueError(f"{_ENVIRONMENT}: expected auto or one of {', '.join(CONV_ALGORITHMS)}, got {forced!r}")
+    chosen = next(name for name, holds in _TABLE if holds(geometry))
+    if forced == "auto":
+        return chosen
+    return forced if geometry.has_winograd else "direct"

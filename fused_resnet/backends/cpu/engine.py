@@ -1,0 +1,44 @@
+"""A convolution as the C++ engine takes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _cpu
+from ..arguments import Conv, accumulate_dtype
+from . import native
+from .conv_algorithm import CONV_ALGORITHMS, conv_algorithm
+
+__all__ = ["Engine", "free_workspace", "workspace_bytes"]
+
+free_workspace, workspace_bytes = _cpu.free_workspace, _cpu.workspace_bytes
+
+
+class Engine(NamedTuple):
+    """What every pass of one convolution takes."""
+
+    arguments: tuple[int, int, tuple[int, ...], tuple[int, ...], int]  # the fields of ConvArgs in csrc/cpu/kernels.h
+    weight: Tensor  # [K, C / groups, R, S] in the accumulation type
+    output_shape: tuple[int, int, int, int]  # N, K, OH, OW
+
+    @staticmethod
+    def of(x: Tensor, weight: Tensor, conv: Conv) -> Engine | None:
+        """The engine for x [N, C, H, W] and weight [K, C / groups, R, S]; None where there is nothing to compute."""
+        n, c, h, w = x.shape
+        k, c_per_group, r, s = weight.shape
+        height, width = conv.output_size((h, w), (r, s))
+        if 0 in (n, c, h, w, k, r, s, height, width):
+            return None
+        algorithm = conv_algorithm(conv, (k, c_per_group, r, s), (height, width), x.dtype)
+        weight = weight.detach().to(accumulate_dtype(weight.dtype))
+        shape = (n, h, w, c, height, width, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
+        number = CONV_ALGORITHMS.index(algorithm)
+        arguments = (native.DTYPES[x.dtype], number, shape, weight.stride(), native.threads())
+        return Engine(arguments, weight, (n, k, height, width))
+
+    def empty_output(self, x: Tensor) -> Tensor:
+        """Room for the output, [N, K, OH, OW] in channels_last and the type of ``x``."""
+        return torch.empty(self.output_shape, dtype=x.dtype, memory_format=torch.channels_last)
