@@ -13,14 +13,17 @@ void bn_add_act_kernel(const BnAddActArgs& a) {
   using S = Accumulate<T>;
   const auto* x = static_cast<const T*>(a.x);
   const auto* residual = static_cast<const T*>(a.residual);
-  auto* out = static_cast<T*>(a.out);
+  const Output<T> out(a.out, a.view);
   const S slope = static_cast<S>(a.activation.negative_slope);
   const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
   for_each(Layout::template blocks<S>(a.view), threads_for(a.view.elements(), a.threads), [&](int, int64_t block) {
-    Layout::template visit<S>(a.view, block, [&](const auto& tile) {
-      Vector<S> z = Layout::norm(norm, tile.channel)(tile.load(x));
-      if constexpr (kResidual) z += Layout::norm(residual_norm, tile.channel)(tile.load(residual));
-      tile.store(out, activate<A>(z, slope));
+    Layout::template visit<S>(a.view, block, [&](const auto& group) {
+      const auto bn = Layout::norm(norm, group.channel()), residual_bn = Layout::norm(residual_norm, group.channel());
+      group.each([&](const auto& tile) {
+        Vector<S> z = bn(tile.load(x));
+        if constexpr (kResidual) z += residual_bn(tile.load(residual));
+        out.store(tile, activate<A>(z, slope));
+      });
     });
   });
 }

@@ -14,30 +14,36 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
   const auto* g_out = static_cast<const T*>(a.g_out);
   const auto* x = static_cast<const T*>(a.x);
   const auto* residual = static_cast<const T*>(a.residual);
-  auto* g_x = static_cast<T*>(a.g_x);
-  auto* g_residual = static_cast<T*>(a.g_residual);
+  const Output<T> g_x(a.g_x, a.view), g_residual(a.g_residual, a.view);
   const S slope = static_cast<S>(a.activation.negative_slope);
   const int threads = threads_for(a.view.elements(), a.threads);
   const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
   const ChannelSums<S, Layout> s(a.view, threads), t(a.view, threads), t_residual(a.view, threads);
 
   for_each(Layout::template blocks<S>(a.view), threads, [&](int part, int64_t block) {
-    Layout::template visit<S>(a.view, block, [&](const auto& tile) {
-      const auto bn = Layout::norm(norm, tile.channel), residual_bn = Layout::norm(residual_norm, tile.channel);
-      const Vector<S> value = tile.load(x);
-      Vector<S> z = bn(value), r{};
-      if constexpr (kResidual) {
-        r = tile.load(residual);
-        z += residual_bn(r);
-      }
-      const Vector<S> p = tile.load(g_out) * activate_derivative<A>(z, slope);
-      s.add(part, tile.channel, p);
-      t.add(part, tile.channel, p * (value - bn.mean));
-      tile.store(g_x, p * bn.scale);
-      if constexpr (kResidual) {
-        t_residual.add(part, tile.channel, p * (r - residual_bn.mean));
-        tile.store(g_residual, p * residual_bn.scale);
-      }
+    Layout::template visit<S>(a.view, block, [&](const auto& group) {
+      const int64_t c = group.channel();
+      const auto bn = Layout::norm(norm, c), residual_bn = Layout::norm(residual_norm, c);
+      Vector<S> sum_p{}, sum_px{}, sum_pr{};
+      group.each([&](const auto& tile) {
+        const Vector<S> value = tile.load(x);
+        Vector<S> z = bn(value), r{};
+        if constexpr (kResidual) {
+          r = tile.load(residual);
+          z += residual_bn(r);
+        }
+        const Vector<S> p = tile.load(g_out) * activate_derivative<A>(z, slope);
+        sum_p += p;
+        sum_px += p * (value - bn.mean);
+        g_x.store(tile, p * bn.scale);
+        if constexpr (kResidual) {
+          sum_pr += p * (r - residual_bn.mean);
+          g_residual.store(tile, p * residual_bn.scale);
+        }
+      });
+      s.add(part, c, sum_p);
+      t.add(part, c, sum_px);
+      if constexpr (kResidual) t_residual.add(part, c, sum_pr);
     });
     s.flush(part, block);
     t.flush(part, block);

@@ -15,46 +15,51 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// A sink that ends in a tensor of type T. Outputs are written there at once if the type is that of the engine, else to
-// rows of the thread.
+// A sink that ends in a tensor of type T. The engine writes there at once, unless the tensor's type is another or it is
+// streamed past the caches: then it writes to rows of the thread, and finish() passes them on.
 template <class T>
 class TensorSink : public Sink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
-  TensorSink(int64_t channels, void* out) : channels_(channels), out_(static_cast<T*>(out)) {}
+  TensorSink(int64_t pixels, int64_t channels, void* out)
+      : channels_(channels), out_(out, {pixels, channels, 1}) {}
 
   void start(int threads, int64_t pixels) override {
-    if constexpr (!std::is_same_v<T, S>) {
-      rows_size_ = pixels * channels_;
+    if (!is_direct()) {
+      rows_size_ = round_up(pixels * channels_, 16);
       rows_ = workspace<S>(Slot::rows, rows_size_ * threads);
     }
   }
 
   S* rows(int thread, int64_t pixel, int64_t) override {
     if constexpr (std::is_same_v<T, S>)
-      return out_ + pixel * channels_;
-    else
-      return rows_ + thread * rows_size_;
+      if (is_direct()) return out_.data() + pixel * channels_;
+    return rows_ + thread * rows_size_;
   }
 
  protected:
-  // out[i] = f(S value of i's register, its tile) for `count` pixels; tile offsets count from the tensor's begin.
+  bool is_direct() const { return std::is_same_v<T, S> && !out_.is_streamed(); }
+
+  // Calls f(group, from) for `count` pixels, group by group, where tile.load(from) is what the engine has written; the
+  // tiles' offsets are those of the tensor.
   template <class F>
-  void map(int thread, int64_t pixel, int64_t count, const F& f) {
-    const int64_t begin = pixel * channels_;
-    const S* from = rows(thread, pixel, count) - begin;
-    ChannelsLast::visit_rows<S>(channels_, pixel, pixel + count,
-                                [&](const auto& tile) { tile.store(out_, f(tile.load(from), tile)); });
+  void visit(int thread, int64_t pixel, int64_t count, const F& f) {
+    const S* from = rows(thread, pixel, count) - pixel * channels_;
+    ChannelsLast::visit_rows<S>(channels_, pixel, pixel + count, [&](const auto& group) { f(group, from); });
   }
 
   int64_t channels_;
-  T* out_;
+  Output<T> out_;
 
  private:
   int64_t rows_size_ = 0;
   S* rows_ = nullptr;
 };
+
+inline int64_t output_pixels(const ConvShape& s) {
+  return s.batch * s.out_height * s.out_width;
+}
 
 // Stores y, with the convolution's own bias, and takes its statistics where they are asked for.
 template <class T>
@@ -63,20 +68,27 @@ class ForwardSink final : public TensorSink<T> {
   using S = Accumulate<T>;
 
   ForwardSink(const ConvForwardArgs& a, int threads)
-      : TensorSink<T>(a.conv.shape.out_channels, a.y), bias_(static_cast<const S*>(a.bias)),
-        moments_(a.mean ? a.conv.shape.out_channels : 0, threads) {
+      : TensorSink<T>(output_pixels(a.conv.shape), a.conv.shape.out_channels, a.y),
+        bias_(static_cast<const S*>(a.bias)), moments_(a.mean ? a.conv.shape.out_channels : 0, threads) {
     if (a.mean)
       for (int i = 0; i < threads; ++i) sums_.push_back(std::make_unique<RowMoments<S>>(this->channels_, moments_, i));
   }
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    if (bias_)
-      this->map(thread, pixel, count, [&](Vector<S> v, const auto& tile) {
-        return v + fused_resnet::load(bias_ + tile.channel, tile.lanes);
-      });
-    else if (!std::is_same_v<T, S>)
-      this->map(thread, pixel, count, [](Vector<S> v, const auto&) { return v; });
-    if (!sums_.empty()) sums_[thread]->add(this->out_ + pixel * this->channels_, count);
+    S* rows = this->rows(thread, pixel, count);
+    if (bias_) add_bias(rows, count);
+    const int64_t begin = pixel * this->channels_;
+    const auto pass_on = [&](int64_t offset, int lanes, Vector<S> v) {
+      if (!this->is_direct()) this->out_.store(Tile<false>{begin + offset, 0, lanes}, v);
+    };
+    if constexpr (std::is_same_v<T, S>)
+      if (!sums_.empty()) return sums_[thread]->add(rows, count, pass_on);
+    if (this->is_direct()) return;
+    this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
+      group.each([&](const auto& tile) { this->out_.store(tile, tile.load(from)); });
+    });
+    // Of what is stored, rounding included.
+    if (!sums_.empty()) sums_[thread]->add(this->out_.data() + begin, count, [](int64_t, int, Vector<S>) {});
   }
 
   void statistics(void* mean, void* var) const {
@@ -84,6 +96,11 @@ class ForwardSink final : public TensorSink<T> {
   }
 
  private:
+  void add_bias(S* rows, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i, rows += this->channels_)
+      for (int64_t c = 0; c < this->channels_; ++c) rows[c] += bias_[c];
+  }
+
   const S* bias_;
   Moments moments_;
   std::vector<std::unique_ptr<RowMoments<S>>> sums_;
@@ -96,15 +113,20 @@ class DgradSink final : public TensorSink<T> {
   using S = Accumulate<T>;
 
   DgradSink(const ConvDgradArgs& a, int threads)
-      : TensorSink<T>(a.conv.shape.channels, a.g_x), x_(static_cast<const T*>(a.x)),
-        is_plain_(A == Activation::identity && !a.bn.mean && std::is_same_v<T, S>),
+      : TensorSink<T>(a.conv.shape.batch * a.conv.shape.height * a.conv.shape.width, a.conv.shape.channels, a.g_x),
+        x_(static_cast<const T*>(a.x)), is_plain_(A == Activation::identity && !a.bn.mean),
         slope_(static_cast<S>(a.activation.negative_slope)), norm_(a.conv.shape.channels, a.bn),
         s_({1, a.conv.shape.channels, 1}, threads), t_({1, a.conv.shape.channels, 1}, threads) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    if (is_plain_) return;
-    for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
-      finish_block(thread, pixel, done, std::min(done + ChannelsLast::kRows, count));
+    if (!is_plain_) {
+      for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
+        finish_block(thread, pixel, done, std::min(done + ChannelsLast::kRows, count));
+    } else if (!this->is_direct()) {
+      this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
+        group.each([&](const auto& tile) { this->out_.store(tile, tile.load(from)); });
+      });
+    }
   }
 
   void gradients(const BatchNormArgs& bn, void* g_bn) const {
@@ -114,13 +136,18 @@ class DgradSink final : public TensorSink<T> {
  private:
   void finish_block(int thread, int64_t pixel, int64_t begin, int64_t end) {
     const S* g = this->rows(thread, pixel, 0) - pixel * this->channels_;
-    ChannelsLast::visit_rows<S>(this->channels_, pixel + begin, pixel + end, [&](const auto& tile) {
-      const auto bn = norm_.channels_from(tile.channel);
-      const Vector<S> x = tile.load(x_);
-      const Vector<S> p = tile.load(g) * activate_derivative<A>(bn(x), slope_);
-      s_.add(thread, tile.channel, p);
-      t_.add(thread, tile.channel, p * (x - bn.mean));
-      tile.store(this->out_, p * bn.scale);
+    ChannelsLast::visit_rows<S>(this->channels_, pixel + begin, pixel + end, [&](const auto& group) {
+      const auto bn = norm_.channels_from(group.channel());
+      Vector<S> sum_p{}, sum_px{};
+      group.each([&](const auto& tile) {
+        const Vector<S> x = tile.load(x_);
+        const Vector<S> p = tile.load(g) * activate_derivative<A>(bn(x), slope_);
+        sum_p += p;
+        sum_px += p * (x - bn.mean);
+        this->out_.store(tile, p * bn.scale);
+      });
+      s_.add(thread, group.channel(), sum_p);
+      t_.add(thread, group.channel(), sum_px);
     });
     s_.flush(thread, 0);
     t_.flush(thread, 0);
@@ -140,16 +167,21 @@ class InferenceSink final : public TensorSink<T> {
   using S = Accumulate<T>;
 
   explicit InferenceSink(const ConvBnAddActArgs& a)
-      : TensorSink<T>(a.conv.shape.out_channels, a.out), norm_(a.conv.shape.out_channels, a.bn),
+      : TensorSink<T>(output_pixels(a.conv.shape), a.conv.shape.out_channels, a.out),
+        norm_(a.conv.shape.out_channels, a.bn),
         bias_(a.conv.shape.out_channels, nullptr, [](int64_t) { return S(1); },
               [&](int64_t c) { return a.bias ? static_cast<const S*>(a.bias)[c] : S(0); }),
         residual_(static_cast<const T*>(a.residual)), slope_(static_cast<S>(a.activation.negative_slope)) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    this->map(thread, pixel, count, [&](Vector<S> v, const auto& tile) {
-      Vector<S> z = norm_.channels_from(tile.channel)(v + bias_.channels_from(tile.channel).bias);
-      if (residual_) z += tile.load(residual_);
-      return activate<A>(z, slope_);
+    this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
+      const auto bn = norm_.channels_from(group.channel());
+      const Vector<S> bias = bias_.channels_from(group.channel()).bias;
+      group.each([&](const auto& tile) {
+        Vector<S> z = bn(tile.load(from) + bias);
+        if (residual_) z += tile.load(residual_);
+        this->out_.store(tile, activate<A>(z, slope_));
+      });
     });
   }
 

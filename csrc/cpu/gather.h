@@ -52,7 +52,7 @@ inline void copy_columns(const Rows<S>& row, int64_t column, const S* from, int6
     const int64_t here = std::min(n, row.chunk - at);
     int64_t i = 0;
     for (; i + N <= here; i += N) store(chunk + at + i, load(from + i));
-    for (; i < here; ++i) chunk[at + i] = from[i];
+    if (i < here) store(chunk + at + i, load(from + i, static_cast<int>(here - i)), static_cast<int>(here - i));
     from += here;
     n -= here;
   }

@@ -17,7 +17,7 @@ struct BnAddActArgs {
   BatchNormArgs bn;
   const void* residual;  // [outer, C, inner] or null
   BatchNormArgs residual_bn;
-  void* out;  // [outer, C, inner], may be x
+  void* out;  // [outer, C, inner]
 };
 
 // With p = g_out act'(norm(x) + residual_norm(residual)): the gradients of x and residual, and those of (mean, var,
@@ -32,7 +32,7 @@ struct BnAddActBackwardArgs {
   BatchNormArgs bn;
   const void* residual;  // [outer, C, inner] or null
   BatchNormArgs residual_bn;
-  void* g_x;            // [outer, C, inner], may be g_out
+  void* g_x;            // [outer, C, inner]
   void* g_bn;           // [4, C] or null
   void* g_residual;     // [outer, C, inner], null where there is no residual
   void* g_residual_bn;  // [4, C] or null

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <new>
 
+#include "simd.h"
+
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
@@ -29,12 +31,18 @@ inline int threads_for(int64_t elements, int threads) {
   return static_cast<int>(useful < 1 ? 1 : useful < threads ? useful : threads);
 }
 
-// Calls f(part, parts) on each of up to `threads` threads.
+// Calls f(part, parts) on each of up to `threads` threads. What they have streamed is visible afterwards.
 template <class F>
 inline void parallel(int threads, const F& f) {
-  if (threads <= 1) return f(0, 1);
+  if (threads <= 1) {
+    f(0, 1);
+    return fence();
+  }
 #pragma omp parallel num_threads(threads)
-  f(omp_get_thread_num(), omp_get_num_threads());
+  {
+    f(omp_get_thread_num(), omp_get_num_threads());
+    fence();
+  }
 }
 
 // Waits for the other threads of the same parallel().

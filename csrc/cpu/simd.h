@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__F16C__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -118,11 +118,18 @@ inline void store(T* p, Vector<Accumulate<T>> v) {
   }
 }
 
-// The first `n` lanes only; the others are 0.
+// The first `n` lanes only; the others are 0 and not touched in memory.
 template <class T>
 inline Vector<Accumulate<T>> load(const T* p, int n) {
   constexpr int N = kLanes<Accumulate<T>>;
   if (n == N) return load(p);
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  const auto mask = static_cast<uint16_t>((1u << n) - 1);
+  if constexpr (std::is_same_v<T, float>)
+    return bit_cast<Vector<float>>(_mm512_maskz_loadu_ps(mask, p));
+  else if constexpr (std::is_same_v<T, double>)
+    return bit_cast<Vector<double>>(_mm512_maskz_loadu_pd(static_cast<uint8_t>(mask), p));
+#endif
   T lanes[N] = {};
   std::memcpy(lanes, p, n * sizeof(T));
   return load(lanes);
@@ -132,9 +139,35 @@ template <class T>
 inline void store(T* p, Vector<Accumulate<T>> v, int n) {
   constexpr int N = kLanes<Accumulate<T>>;
   if (n == N) return store(p, v);
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  const auto mask = static_cast<uint16_t>((1u << n) - 1);
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(p, mask, bit_cast<__m512>(v));
+  else if constexpr (std::is_same_v<T, double>)
+    return _mm512_mask_storeu_pd(p, static_cast<uint8_t>(mask), bit_cast<__m512d>(v));
+#endif
   T lanes[N];
   store(lanes, v);
   std::memcpy(p, lanes, n * sizeof(T));
+}
+
+// Past the caches, for what is too large to be read from them again: the line is not fetched before it is written. `p`
+// is aligned to a register. fence() makes such stores visible before what follows.
+template <class S>
+inline void stream(S* p, Vector<S> v) {
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(v));
+#elif defined(__AVX2__) && FUSED_RESNET_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(v));
+#else
+  store(p, v);
+#endif
+}
+
+inline void fence() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
 }
 
 // Small whole numbers, one byte each, as lanes of S.

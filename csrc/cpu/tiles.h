@@ -35,14 +35,21 @@ struct Tile {
     else
       fused_resnet::store(p + offset, v, lanes);
   }
+};
 
-  // v, with zeros in the lanes that hold no element.
-  template <class S>
-  Vector<S> only_elements(Vector<S> v) const {
-    if constexpr (kFull) return v;
-    S elements[kLanes<S>];
-    fused_resnet::store(elements, v);
-    return fused_resnet::load(elements, lanes);
+// The same channels of kCount rows, `stride` elements apart: what belongs to a channel is loaded once for all of them.
+template <bool kFull, int kCount>
+struct TileGroup {
+  Tile<kFull> first;
+  int64_t stride;
+
+  int64_t channel() const { return first.channel; }
+
+  // Calls f(tile) for each.
+  template <class F>
+  void each(const F& f) const {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) f(Tile<kFull>{first.offset + i * stride, first.channel, first.lanes});
   }
 };
 
@@ -66,20 +73,18 @@ struct ChannelsLast {
     return left < kRows ? left : kRows;
   }
 
-  // Calls f(tile) for each register of a block.
+  // Calls f(group) for the registers of a block, group by group.
   template <class S, class F>
   static void visit(const ChannelView& v, int64_t block, const F& f) {
     visit_rows<S>(v.channels, block * kRows, block * kRows + elements_per_channel<S>(v, block), f);
   }
 
-  // Calls f(tile) for each register of these rows.
+  // Calls f(group) for the registers of these rows. Few rows at a time, for the prefetcher to follow.
   template <class S, class F>
   static void visit_rows(int64_t channels, int64_t begin, int64_t end, const F& f) {
-    for (int64_t row = begin; row < end; ++row) {
-      int64_t c = 0;
-      for (; c + kLanes<S> <= channels; c += kLanes<S>) f(Tile<true>{row * channels + c, c, kLanes<S>});
-      if (c < channels) f(Tile<false>{row * channels + c, c, static_cast<int>(channels - c)});
-    }
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) visit_group<S, 4>(channels, row, f);
+    for (; row < end; ++row) visit_group<S, 1>(channels, row, f);
   }
 
   template <class S>
@@ -95,6 +100,16 @@ struct ChannelsLast {
   template <class S, class F>
   static void for_channels(const ChannelView& v, int64_t, const F& f) {
     for (int64_t c = 0; c < v.channels; ++c) f(c, c, 1);
+  }
+
+ private:
+  template <class S, int kCount, class F>
+  static void visit_group(int64_t channels, int64_t row, const F& f) {
+    const int64_t begin = row * channels;
+    int64_t c = 0;
+    for (; c + kLanes<S> <= channels; c += kLanes<S>)
+      f(TileGroup<true, kCount>{{begin + c, c, kLanes<S>}, channels});
+    if (c < channels) f(TileGroup<false, kCount>{{begin + c, c, static_cast<int>(channels - c)}, channels});
   }
 };
 
@@ -135,8 +150,8 @@ struct Contiguous {
     const int64_t begin = block / blocks_per_plane<S>(v) * v.inner + first_pixel<S>(v, block);
     const int64_t n = elements_per_channel<S>(v, block), channel = first_channel<S>(v, block);
     int64_t i = 0;
-    for (; i + kLanes<S> <= n; i += kLanes<S>) f(Tile<true>{begin + i, channel, kLanes<S>});
-    if (i < n) f(Tile<false>{begin + i, channel, static_cast<int>(n - i)});
+    for (; i + kLanes<S> <= n; i += kLanes<S>) f(TileGroup<true, 1>{{begin + i, channel, kLanes<S>}, 0});
+    if (i < n) f(TileGroup<false, 1>{{begin + i, channel, static_cast<int>(n - i)}, 0});
   }
 
   template <class S>
@@ -152,6 +167,36 @@ struct Contiguous {
   static void for_channels(const ChannelView& v, int64_t block, const F& f) {
     f(first_channel<S>(v, block), 0, kLanes<S>);
   }
+};
+
+// A tensor that a kernel writes once, from beginning to end. One too large to be found in the caches afterwards is
+// written past them, where its registers are aligned.
+template <class T>
+class Output {
+ public:
+  using S = Accumulate<T>;
+
+  Output(void* data, const ChannelView& view)
+      : data_(static_cast<T*>(data)),
+        is_streamed_(std::is_same_v<T, S> && view.elements() * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes &&
+                     view.inner == 1 && view.channels % kLanes<S> == 0 &&
+                     reinterpret_cast<uintptr_t>(data) % sizeof(Vector<S>) == 0) {}
+
+  T* data() const { return data_; }
+  bool is_streamed() const { return is_streamed_; }
+
+  template <class Tile>
+  void store(const Tile& tile, Vector<S> v) const {
+    if constexpr (std::is_same_v<T, S>)
+      if (is_streamed_) return stream(data_ + tile.offset, v);
+    tile.store(data_, v);
+  }
+
+ private:
+  static constexpr int64_t kStreamedBytes = 8 << 20;  // a processor's share of L3, about
+
+  T* data_;
+  bool is_streamed_;
 };
 
 template <class F>
