@@ -18,6 +18,10 @@ from .output import check_writable, progress_bar, write_json, write_plot, write_
 __all__ = ["bench"]
 
 VARIANT_HELP = "; ".join(f"{variant.name}: {variant.description}" for variant in VARIANTS.values())
+VARIANTS_DEFAULT = "; ".join(
+    f"to {mode}: {', '.join(variant.name for variant in VARIANTS.values() if mode in variant.default_modes)}"
+    for mode in MODES
+)
 BATCH_DEFAULT = ", ".join(
     [*(f"{batch} for {model}" for model, batch in DEFAULT_BATCHES.items()), f"else {OTHER_BATCH}"]
 )
@@ -33,7 +37,9 @@ def bench(
     threads: Threads = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}; half types train under autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = Settings.device,
-    variants: Annotated[str, typer.Option(help=f"What to compare. {VARIANT_HELP}.")] = ",".join(VARIANTS),
+    variants: Annotated[
+        str | None, typer.Option(help=f"What to compare. {VARIANT_HELP}.", show_default=VARIANTS_DEFAULT)
+    ] = None,
     allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {', '.join(ALLOCATORS)} or both.")] = "both",
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
@@ -60,7 +66,7 @@ def bench(
             threads=threads,
             dtype=dtype,
             device=device,
-            variants=variants.split(","),
+            variants=None if variants is None else variants.split(","),
             allocators=list(ALLOCATORS) if allocator == "both" else [allocator],
             rounds=rounds,
             seed=seed,
@@ -82,7 +88,7 @@ def _show(result: BenchResult, plot: Path | None, html: Path | None) -> None:
     from ..bench.plot import bar_chart
     from ..bench.table import results_table
 
-    Console().print(results_table(result.rows))
+    Console().print(results_table(result.rows, result.environment.get("variants_left_out")))
     write_plot(plot, lambda: bar_chart(result.rows))
     if html:
         write_text(html, results_page(result))

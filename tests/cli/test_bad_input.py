@@ -26,6 +26,7 @@ def error_of(capsys, *arguments):
             "expected a model as NAME or SOURCE:NAME with SOURCE of torchvision, fused_resnet, timm",
         ),
         ("bench --variants fused,jit", "unknown variant 'jit'; known: fused, eager, channels_last, compile"),
+        ("bench --variants openvino", "variant 'openvino': expected mode infer, got train"),
         ("bench --variants fused,", "unknown variant ''; known: fused"),
         ("bench --batch 0", "batch: expected at least 1, got 0"),
         ("bench --batch many", "Invalid value for '--batch'"),
@@ -75,6 +76,12 @@ def test_a_source_that_is_not_installed(capsys, monkeypatch):
     assert "model 'torchvision:resnet18' needs torchvision" in error_of(capsys, "bench", "torchvision:resnet18")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "data 'digits' needs scikit-learn" in error_of(capsys, "train")
+
+
+def test_a_variant_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    message = "variant 'onnxruntime' needs onnxruntime, not installed: pip install 'fused-resnet[compare]'"
+    assert message == error_of(capsys, "bench", "--mode", "infer", "--variants", "onnxruntime")
 
 
 def test_cuda_where_there_is_none(capsys, monkeypatch):
