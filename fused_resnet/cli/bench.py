@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,6 +43,9 @@ def bench(
     allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {', '.join(ALLOCATORS)} or both.")] = "both",
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Time each distinct convolution instead: forward, dgrad and wgrad.")
+    ] = False,
     json: JsonPath = None,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart as PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write table, chart and environment as one HTML page.")] = None,
@@ -53,25 +56,39 @@ def bench(
     anything is timed. The variants then take turns, step by step, so that a machine that slows down slows all of them.
     By default glibc's malloc gives large blocks back to the system and pays for them again in each step; "tuned" makes
     it keep them. Ctrl-C keeps the results so far.
+
+    With --layers, ours and stock PyTorch's convolutions take turns one layer after the other, in fp32 on the CPU.
     """
     check_writable(json, plot, html)
+    fields: dict[str, Any] = {
+        "models": models or Settings.models,
+        "batch": batch,
+        "image_size": image_size,
+        "threads": threads,
+        "dtype": dtype,
+        "device": device,
+        "rounds": rounds,
+        "seed": seed,
+    }
+    if layers:
+        from .bench_layers import bench_layers
+
+        others = {"mode": mode != Settings.mode, "variants": variants, "allocator": allocator != "both"}
+        return bench_layers(json, others | {"plot": plot, "html": html}, fields)
     with shown(BAD_INPUT, ValueError, ImportError):
         if plot or html:
             import matplotlib  # noqa: F401  missing: better known now than after the run
         settings = Settings(
-            models=models or Settings.models,
+            **fields,
             mode=mode,
-            batch=batch,
-            image_size=image_size,
-            threads=threads,
-            dtype=dtype,
-            device=device,
             variants=None if variants is None else variants.split(","),
             allocators=list(ALLOCATORS) if allocator == "both" else [allocator],
-            rounds=rounds,
-            seed=seed,
         )
 
+    _run(settings, json, plot, html)
+
+
+def _run(settings: Settings, json: Path | None, plot: Path | None, html: Path | None) -> None:
     def write(result: BenchResult) -> None:
         write_json(json, result.to_dict())
 

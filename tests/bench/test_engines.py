@@ -37,14 +37,15 @@ def test_onnxruntime(model, one_thread, monkeypatch):
     made = []
 
     def session(data, options, providers):
-        made.append((options.intra_op_num_threads, options.inter_op_num_threads, providers))
+        stops = options.get_session_config_entry("session.force_spinning_stop")
+        made.append((options.intra_op_num_threads, options.inter_op_num_threads, stops, providers))
         return real(data, options, providers=providers)
 
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     images = torch.randn(2, 3, 9, 9)
     found = onnxruntime_session(model, images)(images)
-    assert made == [(1, 1, ["CPUExecutionProvider"])]
+    assert made == [(1, 1, "1", ["CPUExecutionProvider"])]
     torch.testing.assert_close(found, model(images)["out"].detach())
 
 
