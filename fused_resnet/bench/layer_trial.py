@@ -133,12 +133,20 @@ class LayerTrial:
         with torch.no_grad():
             return {name: _mean_ms(self.calls[name], self.repeats[name]) for name in order}
 
-    def algorithm(self, pass_name: str) -> str | None:
+    def algorithm(self) -> str | None:
         """What our backend chooses for this layer, where it tells."""
         choose = getattr(cpu, "conv_algorithm", None)
         if choose is None or self.layer is None:
             return None
-        return str(choose(pass_name, self.layer.conv, self.layer.weight_shape, torch.float32))
+        layer = self.layer
+        return str(
+            choose(
+                conv=layer.conv,
+                weight_shape=layer.weight_shape,
+                out_size=layer.output_shape[2:],
+                dtype=torch.float32,
+            )
+        )
 
     def _make_operands(self, layer: Layer) -> None:
         self.operands, self.calls = {}, {}  # before the next ones are made

@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 def _prepare(trial: LayerTrial, layer: dict[str, Any], pass_name: str) -> dict[str, Any]:
     errors = trial.prepare(Layer.from_json(layer), pass_name)
-    return {"relative_errors": errors, "algorithm": trial.algorithm(pass_name)}
+    return {"relative_errors": errors, "algorithm": trial.algorithm()}
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -97,9 +97,22 @@ def test_short_calls_are_repeated(trial, monkeypatch):
 def test_the_algorithm_is_the_backends_word_for_it(trial, monkeypatch):
     trial.prepare(LAYERS["3x3"], "dgrad")
     monkeypatch.delattr(cpu, "conv_algorithm", raising=False)
-    assert trial.algorithm("dgrad") is None
-    monkeypatch.setattr(cpu, "conv_algorithm", lambda *asked: asked, raising=False)
-    assert trial.algorithm("dgrad") == str(("dgrad", LAYERS["3x3"].conv, (10, 17, 3, 3), torch.float32))
+    assert trial.algorithm() is None
+    monkeypatch.setattr(
+        cpu,
+        "conv_algorithm",
+        lambda conv, weight_shape, out_size, dtype: f"{conv == LAYERS['3x3'].conv} {weight_shape} {out_size} {dtype}",
+        raising=False,
+    )
+    assert trial.algorithm() == "True (10, 17, 3, 3) (9, 7) torch.float32"
+
+
+@pytest.mark.skipif(not hasattr(cpu, "conv_algorithm"), reason="this CPU backend does not tell its algorithm")
+def test_the_algorithms_of_our_engine(trial):
+    trial.prepare(LAYERS["1x1/2"], "forward")
+    assert trial.algorithm() == "direct"
+    trial.prepare(LAYERS["3x3"]._replace(C=32, K=32), "forward")
+    assert trial.algorithm().startswith("winograd")
 
 
 def test_the_peak_is_the_best_of_some_runs(trial, monkeypatch):

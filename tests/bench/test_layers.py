@@ -67,7 +67,7 @@ def test_a_row_has_the_fields_of_the_contract():
 
 
 def test_a_run(worker):
-    worker("cpu.conv_algorithm = lambda pass_name, conv, shape, dtype: f'{pass_name} {shape}'")
+    worker("cpu.conv_algorithm = lambda conv, weight_shape, out_size, dtype: f'{weight_shape} {out_size}'")
     doing, written = [], []
     result = run_layers(settings(), lambda *state: doing.append(state), lambda so_far: written.append(len(so_far.rows)))
     assert [(row["layer"], row["count"], row["pass"]) for row in result.rows] == [
@@ -80,7 +80,7 @@ def test_a_run(worker):
     for row in result.rows:
         assert row["percent_of_peak"] == pytest.approx(row["gflop_per_s"] / 2)
         assert row["speedup_vs_stock"] > 0
-    assert result.rows[0]["algorithm"] == "forward (8, 3, 3, 3)"
+    assert result.rows[0]["algorithm"] == "(8, 3, 3, 3) (9, 7)"
 
 
 def test_ctrl_c_keeps_the_rows_so_far(worker):

@@ -31,7 +31,7 @@ def worker(tmp_path, monkeypatch, algorithm):
         "from fused_resnet.backends import cpu\n"
         "from fused_resnet.bench import layer_trial, layer_worker\n"
         "_cpu.multiply_add_peak = lambda dtype, threads, seconds: 2e11\n"
-        f"cpu.conv_algorithm = {f'lambda *_: {algorithm!r}' if algorithm else None}\n"
+        f"cpu.conv_algorithm = {f'lambda **_: {algorithm!r}' if algorithm else None}\n"
         "layer_trial.WARM_UP_MS = layer_trial.MEASUREMENT_MS = 0.1\n"
         "layer_worker.main()\n"
     )
