@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import ceil
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -50,9 +51,22 @@ class Form(NamedTuple):
     memory_format: torch.memory_format
 
 
+def _our_backend(weight_shape: Sequence[int], conv: Conv) -> ModuleType:
+    """The backend that our ops send a convolution to."""
+    is_depthwise = getattr(cpu, "is_depthwise", None)
+    return reference if is_depthwise is not None and is_depthwise(weight_shape, conv) else cpu
+
+
+def _our_forward(o: Operands) -> Tensor:
+    backend = _our_backend(o.weight.shape, o.conv)
+    y: Tensor = backend.bn_act_conv(o.x, None, IDENTITY, o.weight, None, o.conv, statistics=False)[0]
+    return y
+
+
 def _our_backward(o: Operands, mask: tuple[bool, bool, bool]) -> Tensor:
+    backend = _our_backend(o.weight.shape, o.conv)
     mean = o.x.new_empty(0)  # without a gradient of the statistics nobody reads it
-    return _only(cpu.bn_act_conv_backward(o.g, None, None, o.x, None, IDENTITY, o.weight, o.y, mean, o.conv, mask))
+    return _only(backend.bn_act_conv_backward(o.g, None, None, o.x, None, IDENTITY, o.weight, o.y, mean, o.conv, mask))
 
 
 def _stock_backward(o: Operands, mask: tuple[bool, bool, bool]) -> Tensor:
@@ -83,7 +97,7 @@ DGRAD, WGRAD = (True, False, False), (False, True, False)
 
 
 OUR_PASSES: dict[str, Pass] = {
-    "forward": lambda o: cpu.bn_act_conv(o.x, None, IDENTITY, o.weight, None, o.conv, statistics=False)[0],
+    "forward": _our_forward,
     "dgrad": lambda o: _our_backward(o, DGRAD),
     "wgrad": lambda o: _our_backward(o, WGRAD),
 }
@@ -134,11 +148,12 @@ class LayerTrial:
             return {name: _mean_ms(self.calls[name], self.repeats[name]) for name in order}
 
     def algorithm(self) -> str | None:
-        """What our backend chooses for this layer, where it tells."""
-        choose = getattr(cpu, "conv_algorithm", None)
-        if choose is None or self.layer is None:
+        """What our backend chooses for this layer, where it tells; ``reference``: that it leaves it to PyTorch."""
+        choose, layer = getattr(cpu, "conv_algorithm", None), self.layer
+        if choose is None or layer is None:
             return None
-        layer = self.layer
+        if _our_backend(layer.weight_shape, layer.conv) is reference:
+            return "reference"
         return str(
             choose(
                 conv=layer.conv,
