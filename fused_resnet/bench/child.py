@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,17 +24,17 @@ class BenchError(RuntimeError):
 
 
 class Child:
-    """A :mod:`.worker` process. It lives no longer than its ``with`` block, nor than this process.
+    """A process of ``command``, else of :mod:`.worker`. It lives no longer than its ``with`` block, nor than this one.
 
     It has a session of its own, so that Ctrl-C reaches the parent only. Its standard error goes to a file, which cannot
     block it as a pipe could.
     """
 
-    def __init__(self, job: Job, allocator: str) -> None:
+    def __init__(self, job: Job, allocator: str, command: Sequence[str] | None = None) -> None:
         self.name = f"{job.model}, variant {job.variant}"
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
-            WORKER,
+            command or WORKER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .trial import Answer
 
-__all__ = ["STOCK_FACTOR", "errors", "limits", "refuse_wrong"]
+__all__ = ["STOCK_FACTOR", "errors", "limits", "refuse_wrong", "relative_error"]
 
 STOCK_FACTOR = 4.0
 
@@ -31,7 +31,7 @@ def errors(answer: Answer, reference: Answer) -> Errors:
     """Relative L2 errors of an answer, the gradients as one vector; NaN or infinity where it is not finite."""
     found: Mapping[str, Any] = answer
     expected: Mapping[str, Any] = reference
-    return {kind: _relative_error(_parts(found[kind]), _parts(expected[kind])) for kind in expected}
+    return {kind: relative_error(_parts(found[kind]), _parts(expected[kind])) for kind in expected}
 
 
 def limits(by_variant: Mapping[str, Errors], dtype: DType) -> Errors:
@@ -60,7 +60,8 @@ def _parts(value: Tensor | list[Tensor]) -> Sequence[Tensor]:
     return value if isinstance(value, list) else [value]
 
 
-def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """L2 norm of the difference ÷ that of ``expected``, all tensors as one vector; infinity for other shapes."""
     if [part.shape for part in found] != [part.shape for part in expected]:
         return float("inf")
     difference = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))

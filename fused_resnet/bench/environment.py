@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import importlib.metadata
 import os
 import platform
 import shlex
@@ -50,6 +51,9 @@ def request(settings: Settings) -> dict[str, Any]:
         "command": command_line(),
         "seed": settings.seed,
         "rounds": settings.rounds,
+        "variants_left_out": settings.left_out,
+        "onnxruntime": _installed_version("onnxruntime"),
+        "openvino": _installed_version("openvino"),
         "environment_variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(("FUSED_RESNET_", "MALLOC_"))
         },
@@ -67,6 +71,14 @@ def _version(package: str) -> str | None:
     try:
         return str(importlib.import_module(package).__version__)
     except ImportError:
+        return None
+
+
+def _installed_version(distribution: str) -> str | None:
+    """As the installer knows it: to import an engine costs memory that is none of a benchmark's."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 

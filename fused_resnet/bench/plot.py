@@ -17,7 +17,7 @@ __all__ = ["bar_chart"]
 
 MAX_COLUMNS = 3
 OWN_COLOR = "#d1495b"
-STOCK_COLORS = ("#a9b4c0", "#7c8da3", "#55677a", "#c3b299", "#8d7b68")
+STOCK_COLORS = ("#a9b4c0", "#7c8da3", "#55677a", "#c3b299", "#8d7b68", "#5f7a6b")
 
 Row = dict[str, Any]
 

@@ -71,7 +71,7 @@ class _Steps:
 
     def __init__(self, settings: Settings, progress: Progress | None) -> None:
         races = len(settings.models) * len(settings.allocators)
-        self.total = races * len(settings.variants) * (3 + settings.rounds)
+        self.total = races * len(settings.compared) * (3 + settings.rounds)
         self.done = 0
         self.progress = progress
 
@@ -86,7 +86,7 @@ class _Race:
 
     def __init__(self, settings: Settings, model: str, allocator: str, stack: ExitStack, steps: _Steps) -> None:
         self.settings, self.model, self.allocator, self.steps = settings, model, allocator, steps
-        self.jobs = {variant: settings.job(model, variant) for variant in settings.variants}
+        self.jobs = {variant: settings.job(model, variant) for variant in settings.compared}
         self.children = {v: stack.enter_context(Child(job, allocator)) for v, job in self.jobs.items()}
         self.saved_bytes: dict[str, int | None] = {}
         self.peak_bytes: dict[str, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .variants import VARIANTS
+from .variants import VARIANTS, default_variants
 
 __all__ = ["ALLOCATORS", "DEFAULT_BATCHES", "DEVICES", "DTYPES", "MODES", "Job", "Settings", "available_cores"]
 
@@ -79,7 +79,7 @@ class Settings:
     threads: int | None = None  # None: the available cores
     dtype: str = "fp32"
     device: str = "cpu"
-    variants: Sequence[str] = tuple(VARIANTS)
+    variants: Sequence[str] | None = None  # None: default_variants, those that are installed
     allocators: Sequence[str] = tuple(ALLOCATORS)
     rounds: int = 5
     seed: int = 0
@@ -91,7 +91,11 @@ class Settings:
                 raise ValueError(f"{field}: expected at least 1, got {value}")
         for field, table in (("mode", MODES), ("dtype", DTYPES), ("device", DEVICES)):
             _check_known(field, [getattr(self, field)], table)
-        _check_known("variant", self.variants, VARIANTS)
+        _check_known("variant", self.compared, VARIANTS)
+        for variant in self.compared:
+            refusal = VARIANTS[variant].refusal(self.mode, self.dtype, self.device)
+            if refusal:
+                raise refusal
         _check_known("allocator", self.allocators, ALLOCATORS)
         if self.device == "cuda":
             import torch
@@ -102,6 +106,20 @@ class Settings:
 
         for model in self.models:
             find_model(model)
+
+    @property
+    def compared(self) -> Sequence[str]:
+        """The variants to compare, by name."""
+        return self._defaults[0] if self.variants is None else self.variants
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why a default variant does not take part, by its name; empty where the variants were chosen."""
+        return self._defaults[1] if self.variants is None else {}
+
+    @property
+    def _defaults(self) -> tuple[list[str], dict[str, str]]:
+        return default_variants(self.mode, self.dtype, self.device)
 
     def job(self, model: str, variant: str) -> Job:
         """What the child process of a variant has to know."""

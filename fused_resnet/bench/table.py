@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from itertools import compress, groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["COLUMNS", "FOOTNOTE", "caption", "cells", "group_title", "grouped", "is_best", "results_table"]
 
@@ -61,19 +62,22 @@ def is_best(row: Row, group: Sequence[Row]) -> bool:
     return bool(row["img_per_s"]["median"] >= max(other["img_per_s"]["median"] for other in group))
 
 
-def results_table(rows: Sequence[Row]) -> Group:
-    """A table for each model and allocator, its best variant in bold."""
+def results_table(rows: Sequence[Row], left_out: Mapping[str, str] | None = None) -> Group:
+    """A table for each model and allocator, its best variant in bold; ``left_out`` says why a variant is not there."""
     tables = []
     for group in grouped(rows):
         table = Table(
             title=group_title(group), title_justify="left", box=SIMPLE_HEAD, show_edge=False, collapse_padding=True
         )
-        for column, width in zip(COLUMNS, WIDTHS, strict=True):
+        texts = [cells(row, group) for row in group]
+        filled = [any(column) for column in zip(*texts, strict=True)]  # nothing is saved in mode infer
+        for column, width in compress(zip(COLUMNS, WIDTHS, strict=True), filled):
             table.add_column(column, justify="right" if table.columns else "left", min_width=width)
-        for row in group:
-            table.add_row(*cells(row, group), style="bold" if is_best(row, group) else None)
+        for row, text in zip(group, texts, strict=True):
+            table.add_row(*compress(text, filled), style="bold" if is_best(row, group) else None)
         tables.append(table)
-    return Group(caption(rows), *(Padding(table, (1, 0)) for table in tables), FOOTNOTE)
+    notes = (Text(f"left out: {reason}") for reason in (left_out or {}).values())  # Text: no markup in it
+    return Group(caption(rows), *(Padding(table, (1, 0)) for table in tables), FOOTNOTE, *notes)
 
 
 def _megabytes(row: Row, key: str, eager: Row | None) -> str:

@@ -55,7 +55,7 @@ class Trial:
         images = torch.randn(job.batch, 3, job.image_size, job.image_size, generator=generator)
         self.images = images.to(job.device, storage_dtype, memory_format=memory_format)  # [N, 3, S, S]
         self.labels = self._random_labels(generator)  # [N, ...]
-        self.forward = variant.prepare(self.model)
+        self.forward = variant.prepare(self.model, self.images)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def check(self, path: Path) -> int | None:

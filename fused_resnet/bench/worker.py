@@ -2,7 +2,7 @@
 
 The first line of stdin is the :class:`Job`. Each further line is ``{"do": name, ...}`` with a name of ``COMMANDS``, and
 gets one reply: what the command returns, or ``{"error": ...}`` and the end of the process. It also ends with stdin, so
-with its parent.
+with its parent. The child processes of other benchmarks :func:`serve` other commands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +21,7 @@ from .environment import facts
 from .settings import Job
 from .trial import Trial
 
-__all__ = ["main"]
+__all__ = ["main", "serve"]
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "check": lambda trial, path: {"saved_activation_bytes": trial.check(Path(path))},
@@ -31,7 +31,15 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Serves the parent until it closes stdin, or until something fails."""
+    """Serves a trial."""
+    serve(Trial, COMMANDS)
+
+
+def serve(prepare: Callable[[Job], Any], commands: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """Serves the parent until it closes stdin, or until something fails.
+
+    ``prepare`` makes of the job what each command takes as its first argument.
+    """
     replies = _private_stdout()
     requests = _requests()
 
@@ -40,10 +48,10 @@ def main() -> None:
 
     try:
         job = Job(**next(requests))
-        trial = Trial(job)
+        subject = prepare(job)
         reply(**facts(job))
         for request in requests:
-            reply(**COMMANDS[request.pop("do")](trial, **request))
+            reply(**commands[request.pop("do")](subject, **request))
     except Exception as error:  # whatever it is, the parent has to tell the user
         traceback.print_exc()
         reply(error=f"{type(error).__name__}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,10 @@ from .output import check_writable, progress_bar, write_json, write_plot, write_
 __all__ = ["bench"]
 
 VARIANT_HELP = "; ".join(f"{variant.name}: {variant.description}" for variant in VARIANTS.values())
+VARIANTS_DEFAULT = "; ".join(
+    f"to {mode}: {', '.join(variant.name for variant in VARIANTS.values() if mode in variant.default_modes)}"
+    for mode in MODES
+)
 BATCH_DEFAULT = ", ".join(
     [*(f"{batch} for {model}" for model, batch in DEFAULT_BATCHES.items()), f"else {OTHER_BATCH}"]
 )
@@ -33,10 +37,15 @@ def bench(
     threads: Threads = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}; half types train under autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = Settings.device,
-    variants: Annotated[str, typer.Option(help=f"What to compare. {VARIANT_HELP}.")] = ",".join(VARIANTS),
+    variants: Annotated[
+        str | None, typer.Option(help=f"What to compare. {VARIANT_HELP}.", show_default=VARIANTS_DEFAULT)
+    ] = None,
     allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {', '.join(ALLOCATORS)} or both.")] = "both",
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Time each distinct convolution instead: forward, dgrad and wgrad.")
+    ] = False,
     json: JsonPath = None,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart as PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write table, chart and environment as one HTML page.")] = None,
@@ -47,25 +56,39 @@ def bench(
     anything is timed. The variants then take turns, step by step, so that a machine that slows down slows all of them.
     By default glibc's malloc gives large blocks back to the system and pays for them again in each step; "tuned" makes
     it keep them. Ctrl-C keeps the results so far.
+
+    With --layers, ours and stock PyTorch's convolutions take turns one layer after the other, in fp32 on the CPU.
     """
     check_writable(json, plot, html)
+    fields: dict[str, Any] = {
+        "models": models or Settings.models,
+        "batch": batch,
+        "image_size": image_size,
+        "threads": threads,
+        "dtype": dtype,
+        "device": device,
+        "rounds": rounds,
+        "seed": seed,
+    }
+    if layers:
+        from .bench_layers import bench_layers
+
+        others = {"mode": mode != Settings.mode, "variants": variants, "allocator": allocator != "both"}
+        return bench_layers(json, others | {"plot": plot, "html": html}, fields)
     with shown(BAD_INPUT, ValueError, ImportError):
         if plot or html:
             import matplotlib  # noqa: F401  missing: better known now than after the run
         settings = Settings(
-            models=models or Settings.models,
+            **fields,
             mode=mode,
-            batch=batch,
-            image_size=image_size,
-            threads=threads,
-            dtype=dtype,
-            device=device,
-            variants=variants.split(","),
+            variants=None if variants is None else variants.split(","),
             allocators=list(ALLOCATORS) if allocator == "both" else [allocator],
-            rounds=rounds,
-            seed=seed,
         )
 
+    _run(settings, json, plot, html)
+
+
+def _run(settings: Settings, json: Path | None, plot: Path | None, html: Path | None) -> None:
     def write(result: BenchResult) -> None:
         write_json(json, result.to_dict())
 
@@ -82,7 +105,7 @@ def _show(result: BenchResult, plot: Path | None, html: Path | None) -> None:
     from ..bench.plot import bar_chart
     from ..bench.table import results_table
 
-    Console().print(results_table(result.rows))
+    Console().print(results_table(result.rows, result.environment.get("variants_left_out")))
     write_plot(plot, lambda: bar_chart(result.rows))
     if html:
         write_text(html, results_page(result))

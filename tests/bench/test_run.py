@@ -32,7 +32,7 @@ def planted_worker(tmp_path, monkeypatch):
         script.write_text(
             "import os, time, torch\n"
             "from fused_resnet.bench import variants, worker\n"
-            "def prepare(model):\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\n"
+            "def prepare(model, images):\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\n"
             "variants.VARIANTS['fused'] = variants.Variant('fused', '', prepare, is_stock=False)\n"
             "worker.main()\n"
         )

@@ -1,9 +1,13 @@
 """Settings refuse what cannot be run before anything is started."""
 
+import re
+import sys
+
 import pytest
 
 from fused_resnet.bench import Settings
 from fused_resnet.bench.settings import ALLOCATORS
+from fused_resnet.bench.variants import VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -17,6 +21,9 @@ from fused_resnet.bench.settings import ALLOCATORS
         ({"dtype": "int8"}, "unknown dtype 'int8'; known: fp32"),
         ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
         ({"variants": ["fused", "jit"]}, "unknown variant 'jit'; known: fused, eager, channels_last, compile"),
+        ({"variants": ["compile_freeze"]}, "variant 'compile_freeze': expected mode infer, got train"),
+        ({"variants": ["fused", "openvino"]}, "variant 'openvino': expected mode infer, got train"),
+        ({"variants": ["onnxruntime"], "mode": "infer", "dtype": "bf16"}, "expected dtype fp32, got bf16"),
         ({"variants": ["fused", "fused"]}, "variant: expected distinct names of .*, got fused, fused"),
         ({"variants": []}, "variant: expected distinct names of .*, got none"),
         ({"allocators": ["jemalloc"]}, "unknown allocator 'jemalloc'; known: default, tuned"),
@@ -27,6 +34,27 @@ from fused_resnet.bench.settings import ALLOCATORS
 def test_bad_values(wrong, message):
     with pytest.raises(ValueError, match=message):
         Settings(**wrong)
+
+
+def test_default_variants_of_a_mode():
+    assert list(Settings().compared) == ["fused", "eager", "channels_last", "compile"]
+    settings = Settings(mode="infer")
+    assert {*settings.compared, *settings.left_out} == {*VARIANTS} - {"compile"}
+    half = Settings(mode="infer", dtype="bf16")
+    assert list(half.compared) == ["fused", "eager", "channels_last", "compile_freeze"]
+    assert half.left_out["openvino"] == "variant 'openvino': expected dtype fp32, got bf16"
+
+
+@pytest.mark.parametrize("variant", ["onnxruntime", "openvino"])
+def test_a_variant_that_is_not_installed_is_left_out_and_named(variant, monkeypatch):
+    monkeypatch.setitem(sys.modules, variant, None)
+    settings = Settings(mode="infer")
+    assert variant not in settings.compared
+    message = rf"variant '{variant}' needs {variant}.*, not installed: pip install 'fused-resnet\[compare\]'"
+    assert re.fullmatch(message, settings.left_out[variant])
+    with pytest.raises(ImportError, match=message):
+        Settings(mode="infer", variants=["fused", variant])
+    assert Settings(mode="infer", variants=["fused"]).left_out == {}
 
 
 def test_batch_of_a_model():

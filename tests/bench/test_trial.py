@@ -15,9 +15,10 @@ MODEL = "fused_resnet:resnet20"
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """A trial sets the number of threads of its process, which is also that of the other tests."""
+def process():
+    """What a trial has to itself in its own process: the number of threads, and what torch.compile has compiled."""
     before = torch.get_num_threads()
+    torch.compiler.reset()
     yield
     torch.set_num_threads(before)
 
@@ -33,12 +34,29 @@ def checked(variant, tmp_path, **settings):
     return torch.load(tmp_path / "answer.pt"), saved
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "eager"])
+def needing_packages(names):
+    """The variants as parameters, skipped where their packages are not installed."""
+    for name in names:
+        refusal = VARIANTS[name].refusal("infer", "fp32", "cpu")
+        yield pytest.param(name, marks=pytest.mark.skipif(bool(refusal), reason=str(refusal)))
+
+
+@pytest.mark.parametrize("variant", [*needing_packages(name for name in VARIANTS if name != "eager")])
 def test_variants_infer_the_same(variant, tmp_path):
     reference, saved = checked("eager", tmp_path, mode="infer")
     assert saved is None and list(reference) == ["logits"]
     found, _ = checked(variant, tmp_path, mode="infer")
     assert errors(found, reference)["logits"] < 1e-5
+
+
+def test_compile_freeze_holds_its_weights_as_constants(tmp_path):
+    subject = trial("compile_freeze", mode="infer")
+    with torch.no_grad():
+        before = subject.forward(subject.images)
+        subject.model.fc.weight.zero_()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert torch.equal(subject.forward(subject.images), before)
+        assert not torch.allclose(subject.model(subject.images), before)
 
 
 @pytest.mark.parametrize("variant", ["fused", "channels_last"])

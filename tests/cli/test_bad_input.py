@@ -26,6 +26,7 @@ def error_of(capsys, *arguments):
             "expected a model as NAME or SOURCE:NAME with SOURCE of torchvision, fused_resnet, timm",
         ),
         ("bench --variants fused,jit", "unknown variant 'jit'; known: fused, eager, channels_last, compile"),
+        ("bench --variants openvino", "variant 'openvino': expected mode infer, got train"),
         ("bench --variants fused,", "unknown variant ''; known: fused"),
         ("bench --batch 0", "batch: expected at least 1, got 0"),
         ("bench --batch many", "Invalid value for '--batch'"),
@@ -36,6 +37,13 @@ def error_of(capsys, *arguments):
         ("bench --dtype int8", "unknown dtype 'int8'; known: fp32, fp64, bf16, fp16"),
         ("bench --device tpu", "unknown device 'tpu'; known: cpu, cuda"),
         ("bench --allocator jemalloc", "unknown allocator 'jemalloc'; known: default, tuned"),
+        ("bench --layers --dtype bf16", "layers: expected dtype fp32, got bf16"),
+        ("bench --layers resnet19", "unknown model 'resnet19'; nearest: resnet"),
+        ("bench --layers --batch 0", "batch: expected at least 1, got 0"),
+        (
+            "bench --layers --mode infer --html page.html",
+            "--layers: expected none of --mode, --variants, --allocator, --plot, --html beside it, got --mode, --html",
+        ),
         ("bench --bacth 3", "No such option: --bacth"),
         ("fuse resnet19", "unknown model 'resnet19'; nearest: resnet"),
         ("fuse", "Missing argument"),
@@ -75,6 +83,13 @@ def test_a_source_that_is_not_installed(capsys, monkeypatch):
     assert "model 'torchvision:resnet18' needs torchvision" in error_of(capsys, "bench", "torchvision:resnet18")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "data 'digits' needs scikit-learn" in error_of(capsys, "train")
+
+
+def test_a_variant_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    message = error_of(capsys, "bench", "--mode", "infer", "--variants", "onnxruntime")
+    assert message.startswith("variant 'onnxruntime' needs onnxruntime")
+    assert message.endswith("not installed: pip install 'fused-resnet[compare]'")
 
 
 def test_cuda_where_there_is_none(capsys, monkeypatch):

@@ -92,6 +92,21 @@ def test_bench_keeps_the_complete_rounds_when_interrupted(capsys, monkeypatch, t
     assert {*tmp_path.iterdir()} == {*paths.values()}  # and no temporary file
 
 
+def test_bench_says_which_variant_is_not_installed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(
+        "fused_resnet.bench.variants.VARIANTS", {n: VARIANTS[n] for n in ("fused", "eager", "openvino")}
+    )
+    command = TINY_BENCH.replace("--variants fused,eager", "--mode infer --rounds 1")
+    assert main([*command.split(), "--json", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["variant"] for row in result["rows"]] == ["fused", "eager"]
+    assert [*result["environment"]["variants_left_out"]] == ["openvino"]
+    printed = capsys.readouterr().out
+    assert "left out: variant 'openvino' needs openvino" in printed and "[compare]" in printed
+    assert "saved MB" not in printed  # in mode infer nothing is
+
+
 def test_a_run_that_fails_is_one_line_and_no_success(capsys, monkeypatch):
     def fail(*_, **__):
         raise BenchError("resnet18, variant fused: the process ended")
@@ -119,7 +134,11 @@ def test_bench_without_arguments_measures_the_two_models_of_the_readme(monkeypat
         ("resnet18", "fused", "train", 32, 224, "fp32"),
         ("resnet50", "fused", "train", 16, 224, "fp32"),
     ]
-    assert list(settings.variants) == list(VARIANTS) and list(settings.allocators) == ["default", "tuned"]
+    assert list(settings.compared) == ["fused", "eager", "channels_last", "compile"]
+    assert list(settings.allocators) == [
+        "default",
+        "tuned",
+    ]
 
 
 def test_train_writes_its_losses_and_curves(capsys, tmp_path):
