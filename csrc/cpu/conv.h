@@ -35,6 +35,8 @@ class Source {
 
   // Writes `count` pixels, each `step` after the one before. May be called from every thread.
   virtual void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const = 0;
+  // The memory that reading these pixels will read.
+  virtual void announce(int64_t pixel, int64_t count, Ahead& ahead) const = 0;
 };
 
 // The output of a convolution.
@@ -45,10 +47,13 @@ class Sink {
 
   // Tells how many threads there are, and how many pixels finish() gets at most.
   virtual void start(int threads, int64_t pixels) = 0;
-  // Where `count` pixels [count, channels] are to be written.
-  virtual S* rows(int thread, int64_t pixel, int64_t count) = 0;
+  // Where the pixels from `pixel` on are to be written, row_stride() elements apart.
+  virtual S* rows(int thread, int64_t pixel) = 0;
+  virtual int64_t row_stride() const = 0;
   // They have been: does everything that comes after the convolution, while they are in the cache.
   virtual void finish(int thread, int64_t pixel, int64_t count) = 0;
+  // The memory that finish() will read beside them.
+  virtual void announce(int64_t, int64_t, Ahead&) const {}
 };
 
 // A filter as a convolution reads it: forward's own, or for dgrad the same with input and output exchanged.

@@ -23,37 +23,54 @@ class TensorSink : public Sink<Accumulate<T>> {
   using S = Accumulate<T>;
 
   TensorSink(int64_t pixels, int64_t channels, void* out)
-      : channels_(channels), out_(out, {pixels, channels, 1}) {}
+      : channels_(channels), out_(out, {pixels, channels, 1}),
+        is_direct_(std::is_same_v<T, S> && !out_.is_streamed() && channels * sizeof(S) % kAliasedBytes != 0),
+        stride_(is_direct_ ? channels : round_up(channels, 16) + 16) {}
 
   void start(int threads, int64_t pixels) override {
-    if (!is_direct()) {
-      rows_size_ = round_up(pixels * channels_, 16);
-      rows_ = workspace<S>(Slot::rows, rows_size_ * threads);
-    }
+    if (is_direct_) return;
+    rows_size_ = pixels * stride_;
+    rows_ = workspace<S>(Slot::rows, rows_size_ * threads);
   }
 
-  S* rows(int thread, int64_t pixel, int64_t) override {
+  S* rows(int thread, int64_t pixel) override {
     if constexpr (std::is_same_v<T, S>)
-      if (is_direct()) return out_.data() + pixel * channels_;
+      if (is_direct_) return out_.data() + pixel * channels_;
     return rows_ + thread * rows_size_;
   }
 
- protected:
-  bool is_direct() const { return std::is_same_v<T, S> && !out_.is_streamed(); }
+  int64_t row_stride() const override { return stride_; }
 
-  // Calls f(group, from) for `count` pixels, group by group, where tile.load(from) is what the engine has written; the
-  // tiles' offsets are those of the tensor.
+ protected:
+  // Rows so far apart fall into a few sets of the caches, where they throw each other and the matrices out.
+  static constexpr int64_t kAliasedBytes = 2048;
+
+  // Calls f(group) for `count` pixels, group by group; the tiles' offsets are those of the tensor.
   template <class F>
-  void visit(int thread, int64_t pixel, int64_t count, const F& f) {
-    const S* from = rows(thread, pixel, count) - pixel * channels_;
-    ChannelsLast::visit_rows<S>(channels_, pixel, pixel + count, [&](const auto& group) { f(group, from); });
+  void visit(int64_t pixel, int64_t count, const F& f) {
+    ChannelsLast::visit_rows<S>(channels_, pixel, pixel + count, f);
+  }
+
+  // What the engine has written for a tile, to the rows from `pixel` on.
+  template <class Tile>
+  Vector<S> written(const S* rows, int64_t pixel, const Tile& tile) const {
+    return fused_resnet::load(rows + (tile.row - pixel) * stride_ + tile.channel, tile.lanes);
+  }
+
+  // Stores them as they are.
+  void pass_on(const S* rows, int64_t pixel, int64_t count) {
+    if (is_direct_) return;
+    visit(pixel, count, [&](const auto& group) {
+      group.each([&](const auto& tile) { out_.store(tile, written(rows, pixel, tile)); });
+    });
   }
 
   int64_t channels_;
   Output<T> out_;
+  bool is_direct_;
 
  private:
-  int64_t rows_size_ = 0;
+  int64_t stride_, rows_size_ = 0;
   S* rows_ = nullptr;
 };
 
@@ -75,20 +92,21 @@ class ForwardSink final : public TensorSink<T> {
   }
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    S* rows = this->rows(thread, pixel, count);
+    S* rows = this->rows(thread, pixel);
     if (bias_) add_bias(rows, count);
-    const int64_t begin = pixel * this->channels_;
-    const auto pass_on = [&](int64_t offset, int lanes, Vector<S> v) {
-      if (!this->is_direct()) this->out_.store(Tile<false>{begin + offset, 0, lanes}, v);
-    };
-    if constexpr (std::is_same_v<T, S>)
-      if (!sums_.empty()) return sums_[thread]->add(rows, count, pass_on);
-    if (this->is_direct()) return;
-    this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
-      group.each([&](const auto& tile) { this->out_.store(tile, tile.load(from)); });
-    });
-    // Of what is stored, rounding included.
-    if (!sums_.empty()) sums_[thread]->add(this->out_.data() + begin, count, [](int64_t, int, Vector<S>) {});
+    if constexpr (std::is_same_v<T, S>) {
+      if (!sums_.empty()) {
+        sums_[thread]->add(rows, this->row_stride(), count, [&](int64_t row, int64_t c, int lanes, Vector<S> v) {
+          const int64_t offset = (pixel + row) * this->channels_ + c;
+          if (!this->is_direct_) this->out_.store(Tile<false>{offset, c, lanes}, v);
+        });
+        return;
+      }
+    }
+    this->pass_on(rows, pixel, count);
+    if (!sums_.empty())  // of what is stored, rounding included
+      sums_[thread]->add(this->out_.data() + pixel * this->channels_, this->channels_, count,
+                         [](int64_t, int64_t, int, Vector<S>) {});
   }
 
   void statistics(void* mean, void* var) const {
@@ -97,7 +115,7 @@ class ForwardSink final : public TensorSink<T> {
 
  private:
   void add_bias(S* rows, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i, rows += this->channels_)
+    for (int64_t i = 0; i < count; ++i, rows += this->row_stride())
       for (int64_t c = 0; c < this->channels_; ++c) rows[c] += bias_[c];
   }
 
@@ -119,14 +137,15 @@ class DgradSink final : public TensorSink<T> {
         s_({1, a.conv.shape.channels, 1}, threads), t_({1, a.conv.shape.channels, 1}, threads) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    if (!is_plain_) {
-      for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
-        finish_block(thread, pixel, done, std::min(done + ChannelsLast::kRows, count));
-    } else if (!this->is_direct()) {
-      this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
-        group.each([&](const auto& tile) { this->out_.store(tile, tile.load(from)); });
-      });
-    }
+    const S* rows = this->rows(thread, pixel);
+    if (is_plain_) return this->pass_on(rows, pixel, count);
+    for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
+      finish_block(thread, rows, pixel, done, std::min(done + ChannelsLast::kRows, count));
+  }
+
+  void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
+    if (!is_plain_)
+      ahead.add(x_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
   }
 
   void gradients(const BatchNormArgs& bn, void* g_bn) const {
@@ -134,14 +153,14 @@ class DgradSink final : public TensorSink<T> {
   }
 
  private:
-  void finish_block(int thread, int64_t pixel, int64_t begin, int64_t end) {
-    const S* g = this->rows(thread, pixel, 0) - pixel * this->channels_;
-    ChannelsLast::visit_rows<S>(this->channels_, pixel + begin, pixel + end, [&](const auto& group) {
+  void finish_block(int thread, const S* rows, int64_t pixel, int64_t begin, int64_t end) {
+    this->visit(pixel + begin, end - begin, [&](const auto& group) {
       const auto bn = norm_.channels_from(group.channel());
       Vector<S> sum_p{}, sum_px{};
       group.each([&](const auto& tile) {
         const Vector<S> x = tile.load(x_);
-        const Vector<S> p = tile.load(g) * activate_derivative<A>(bn(x), slope_);
+        const Vector<S> g = this->written(rows, pixel, tile);
+        const Vector<S> p = g * activate_derivative<A>(bn(x), slope_);
         sum_p += p;
         sum_px += p * (x - bn.mean);
         this->out_.store(tile, p * bn.scale);
@@ -174,15 +193,21 @@ class InferenceSink final : public TensorSink<T> {
         residual_(static_cast<const T*>(a.residual)), slope_(static_cast<S>(a.activation.negative_slope)) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
-    this->visit(thread, pixel, count, [&](const auto& group, const S* from) {
+    const S* rows = this->rows(thread, pixel);
+    this->visit(pixel, count, [&](const auto& group) {
       const auto bn = norm_.channels_from(group.channel());
       const Vector<S> bias = bias_.channels_from(group.channel()).bias;
       group.each([&](const auto& tile) {
-        Vector<S> z = bn(tile.load(from) + bias);
+        Vector<S> z = bn(this->written(rows, pixel, tile) + bias);
         if (residual_) z += tile.load(residual_);
         this->out_.store(tile, activate<A>(z, slope_));
       });
     });
+  }
+
+  void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
+    if (residual_)
+      ahead.add(residual_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
   }
 
  private:

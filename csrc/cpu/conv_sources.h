@@ -12,11 +12,14 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// A source of value(tile) for each register of a pixel's channels.
-template <class S, class Value>
-class MappedSource final : public Source<S> {
+// A source of value(tile) for each register of a pixel's channels, which reads one tensor, or two.
+template <class T, class Value>
+class MappedSource final : public Source<Accumulate<T>> {
  public:
-  MappedSource(int64_t channels, const Value& value) : channels_(channels), value_(value) {}
+  using S = Accumulate<T>;
+
+  MappedSource(int64_t channels, const Value& value, const T* first, const T* second = nullptr)
+      : channels_(channels), value_(value), first_(first), second_(second) {}
 
   void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
     constexpr int N = kLanes<S>;
@@ -35,9 +38,15 @@ class MappedSource final : public Source<S> {
     }
   }
 
+  void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
+    for (const T* tensor : {first_, second_})
+      if (tensor) ahead.add(tensor + pixel * channels_, count * channels_ * static_cast<int64_t>(sizeof(T)));
+  }
+
  private:
   int64_t channels_;
   Value value_;
+  const T *first_, *second_;
 };
 
 // A source of pixels as they are.
@@ -53,7 +62,11 @@ class PlainSource final : public Source<S> {
       return;
     }
     const auto value = [x = x_](const auto& tile) { return tile.load(x); };
-    MappedSource<S, decltype(value)>(channels_, value).read(pixel, step, count, out);
+    MappedSource<S, decltype(value)>(channels_, value, x_).read(pixel, step, count, out);
+  }
+
+  void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
+    ahead.add(x_ + pixel * channels_, count * channels_ * static_cast<int64_t>(sizeof(S)));
   }
 
  private:
@@ -75,7 +88,7 @@ void with_activated(const void* x, int64_t channels, const BatchNormArgs& bn, co
     const auto value = [&norm, from, slope](const auto& tile) {
       return activate<decltype(kind)::value>(norm.channels_from(tile.channel)(tile.load(from)), slope);
     };
-    f(MappedSource<S, decltype(value)>(channels, value));
+    f(MappedSource<T, decltype(value)>(channels, value, from));
   });
 }
 
@@ -89,7 +102,7 @@ void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, cons
       f(PlainSource<S>(channels, g_y));
     } else {
       const auto value = [g_y](const auto& tile) { return tile.load(g_y); };
-      f(MappedSource<S, decltype(value)>(channels, value));
+      f(MappedSource<T, decltype(value)>(channels, value, g_y));
     }
     return;
   }
@@ -97,7 +110,7 @@ void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, cons
   const auto value = [&norm, g_y, y](const auto& tile) {
     return tile.load(g_y) + norm.channels_from(tile.channel)(tile.load(y));
   };
-  f(MappedSource<S, decltype(value)>(channels, value));
+  f(MappedSource<T, decltype(value)>(channels, value, g_y, y));
 }
 
 }  // namespace FUSED_RESNET_TARGET

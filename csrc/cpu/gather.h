@@ -118,6 +118,14 @@ class Strip {
     return data;
   }
 
+  // The memory that filling it will read.
+  void announce(const Segment& segment, const Source<S>& source, Ahead& ahead) const {
+    const int64_t first = std::max<int64_t>(first_row(segment), 0);
+    const int64_t last = std::min((segment.end - 1) / plan_.out_step_h * plan_.in_step_h + bottom_, plan_.in_height);
+    if (first < last)
+      source.announce((segment.image * plan_.in_height + first) * plan_.in_width, (last - first) * plan_.in_width, ahead);
+  }
+
   // What output (i, j) of a phase reads at (dy, dx).
   const S* at(const Segment& segment, const S* data, int64_t i, int64_t j, int64_t dy, int64_t dx) const {
     const int64_t y = i * plan_.in_step_h + dy - first_row(segment), x = j * plan_.in_step_w + dx - left_;

@@ -10,7 +10,7 @@ inline namespace FUSED_RESNET_TARGET {
 namespace {
 
 // Of L2, for a block's tiles.
-constexpr int64_t kTileBytes = 256 * 1024;
+constexpr int64_t kTileBytes = 192 * 1024;
 
 // Panels of a super-group's filter in one phase, one after the other: [outputs / kPanel][depth, columns of the panel],
 // the columns a whole number of registers.
@@ -32,17 +32,21 @@ void pack_panel(const Filter<S>& f, const Phase& phase, int64_t first_input, int
     const S* from = f.data + tap.r * f.r_stride + tap.s * f.s_stride;
     for (int64_t i = 0; i < inputs; i += kBlock, panel += kBlock * columns) {
       const int64_t n = std::min(kBlock, inputs - i);
-      if (f.output_stride == 1 && f.outputs == f.outputs_per_group) {  // dgrad's: the outputs lie side by side
-        for (int64_t k = 0; k < n; ++k)
-          std::copy_n(from + f.input_offset(first_input + i + k) + first, outputs, panel + k * columns);
+      const bool is_dense = f.outputs == f.outputs_per_group;
+      const S* block = from + (first_input + i) * f.input_stride + first * f.output_stride;
+      if (is_dense && f.output_stride == 1) {  // dgrad's: the outputs lie side by side
+        for (int64_t k = 0; k < n; ++k) std::copy_n(block + k * f.input_stride, outputs, panel + k * columns);
+      } else if (is_dense) {
+        for (int64_t o = 0; o < outputs; ++o)
+          for (int64_t k = 0; k < n; ++k)
+            panel[k * columns + o] = block[o * f.output_stride + k * f.input_stride];
       } else {
-        for (int64_t o = 0; o < outputs; ++o) {
-          const S* row = from + f.output_offset(first + o);
+        for (int64_t o = 0; o < outputs; ++o)
           for (int64_t k = 0; k < n; ++k) {
-            const int64_t input = first_input + i + k;
-            panel[k * columns + o] = f.connects(first + o, input) ? row[f.input_offset(input)] : S(0);
+            const int64_t output = first + o, input = first_input + i + k;
+            panel[k * columns + o] =
+                f.connects(output, input) ? from[f.output_offset(output) + f.input_offset(input)] : S(0);
           }
-        }
       }
       for (int64_t k = 0; k < n; ++k)
         std::fill(panel + k * columns + outputs, panel + (k + 1) * columns, S(0));
@@ -89,11 +93,15 @@ class Worker {
       : b_(blocks), plan_(blocks.plan), packed_(packed), source_(source), sink_(sink), thread_(thread),
         strips_(strips), tiles_(tiles) {}
 
-  // The outputs of these rows.
-  void run(int64_t begin, int64_t end) {
+  // The outputs of these rows; those until `next` are the next to come.
+  void run(int64_t begin, int64_t end, int64_t next) {
     segments_ = segments_of(begin, end, plan_.out_height);
     first_pixel_ = begin * plan_.out_width;
-    out_ = sink_.rows(thread_, first_pixel_, (end - begin) * plan_.out_width);
+    out_ = sink_.rows(thread_, first_pixel_);
+    ahead_.clear();
+    sink_.announce(first_pixel_, (end - begin) * plan_.out_width, ahead_);
+    for (const Segment& segment : segments_of(end, next, plan_.out_height))
+      b_.strip.announce(segment, source_, ahead_);
     if (!b_.pointwise) {
       S* strip = strips_;
       strip_of_.clear();
@@ -135,7 +143,7 @@ class Worker {
       const int64_t h = segments_[n].image * plan_.out_height + phase.first_h + i * plan_.out_step_h;
       const int64_t pixel = h * plan_.out_width + phase.first_w - first_pixel_;
       for (int64_t j = columns.begin; j < columns.end; ++j)
-        outputs_.push_back(out_ + (pixel + j * plan_.out_step_w) * b_.outputs);
+        outputs_.push_back(out_ + (pixel + j * plan_.out_step_w) * sink_.row_stride());
     });
   }
 
@@ -173,7 +181,7 @@ class Worker {
     });
   }
 
-  void multiply(const Phase& phase, int64_t group, const S* panel) const {
+  void multiply(const Phase& phase, int64_t group, const S* panel) {
     const int64_t depth = depth_of(phase, b_.groups), total = static_cast<int64_t>(outputs_.size());
     for (int64_t o = 0; o < b_.groups.outputs; o += kPanel<S>) {
       const int64_t columns = std::min(kPanel<S>, b_.groups.outputs - o);
@@ -182,10 +190,11 @@ class Worker {
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
         S* out[kTileRows] = {};
         for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + group * b_.groups.outputs + o;
+        const char* ahead = ahead_.take(depth * kRowsAhead);
         if (columns <= kLanes<S>)
-          multiply_rows<S, 1>(tile, panel, depth, out, rows, columns);
+          multiply_rows<S, 1>(tile, panel, depth, out, rows, columns, ahead);
         else
-          multiply_rows<S, kPanelVectors>(tile, panel, depth, out, rows, columns);
+          multiply_rows<S, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
       }
       panel += depth * panel_columns(columns, kPanel<S>, kLanes<S>);
     }
@@ -201,6 +210,7 @@ class Worker {
   std::vector<Segment> segments_;
   std::vector<const S*> strip_of_;
   std::vector<S*> outputs_;  // of a phase in this block
+  Ahead ahead_;
   int64_t first_pixel_ = 0;
   S* out_ = nullptr;
 };
@@ -244,7 +254,7 @@ void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packe
                      tiles + part * tiles_size);
     const Range rows = share(plan.batch * plan.out_height, part, parts);
     for (int64_t row = rows.begin; row < rows.end; row += blocks.rows)
-      worker.run(row, std::min(row + blocks.rows, rows.end));
+      worker.run(row, std::min(row + blocks.rows, rows.end), std::min(row + 2 * blocks.rows, rows.end));
   });
 }
 

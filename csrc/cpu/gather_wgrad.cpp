@@ -10,8 +10,9 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// Of L2 and of the L3 beside it, for a block.
-constexpr int64_t kBlockBytes = 1536 * 1024;
+// Of L2, for the smaller of a block's two matrices: it is read again for each panel of the larger one. The longer a
+// block, the less often the result is added to.
+constexpr int64_t kBlockBytes = 600 * 1024;
 
 template <class S>
 class GatherWgrad {
@@ -22,7 +23,7 @@ class GatherWgrad {
         pointwise_(is_pointwise(plan_, groups_)), u_(u), g_(g),
         columns_(round_up(static_cast<int64_t>(taps_.size()) * groups_.inputs, kLanes<S>)),
         group_rows_(round_up(groups_.outputs, kColumnRows)) {
-    const int64_t each = (columns_ * groups_.count + group_rows_ * groups_.count) * static_cast<int64_t>(sizeof(S));
+    const int64_t each = std::min(columns_, group_rows_) * static_cast<int64_t>(sizeof(S));
     const int64_t pixels = std::clamp<int64_t>(kBlockBytes / each, 64, 512);
     rows_ = std::clamp<int64_t>(pixels / shape.out_width, 1, shape.batch * shape.out_height);
     pixels_ = rows_ * shape.out_width;
@@ -37,15 +38,16 @@ class GatherWgrad {
   }
 
   void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
-    const Range mine = share(groups_.count * group_rows_ * columns_, part, parts);
-    std::fill(sums_ + mine.begin, sums_ + mine.end, S(0));
     const int64_t total = shape_.batch * shape_.out_height;
     for (int64_t row = 0; row < total; row += rows_) {
       const int64_t rows = std::min(rows_, total - row);
       const Range share_of_rows = share(rows, part, parts);
       gather(row, share_of_rows, part);
+      Ahead ahead;
+      const Range next = share(std::min(rows_, total - row - rows), part, parts);
+      announce(row + rows + next.begin, row + rows + next.end, ahead);
       barrier(parts);
-      multiply(rows * shape_.out_width, part, parts);
+      multiply(rows * shape_.out_width, part, parts, row > 0, ahead);
       barrier(parts);
     }
     write(share(groups_.outputs * groups_.count, part, parts), g_weight, strides);
@@ -72,6 +74,11 @@ class GatherWgrad {
     }
   }
 
+  void announce(int64_t begin, int64_t end, Ahead& ahead) const {
+    g_.announce(begin * shape_.out_width, (end - begin) * shape_.out_width, ahead);
+    for (const Segment& segment : segments_of(begin, end, shape_.out_height)) strip_.announce(segment, u_, ahead);
+  }
+
   // A super-group's channels begin at a multiple of kColumnRows.
   void read_gradients(int64_t pixel, int64_t m) const {
     const Rows<S> rows{rows_of_g_ + m * g_stride_, g_stride_, groups_.outputs, group_rows_};
@@ -93,33 +100,32 @@ class GatherWgrad {
     }
   }
 
-  void multiply(int64_t pixels, int part, int parts) const {
+  // The larger matrix's panels or rows in the outer loop.
+  void multiply(int64_t pixels, int part, int parts, bool adds, Ahead& ahead) const {
     const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = group_rows_ / kColumnRows;
     const Range items = share(groups_.count * panels * blocks, part, parts);
     for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t group = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
-      const int64_t k = item % blocks * kColumnRows;
-      const S* a = rows_of_g_ + group * group_rows_ + k;
-      const S* b = columns_of_u_ + group * u_size_ + first * pixels_;
-      S* out = sums_ + (group * group_rows_ + k) * columns_ + first;
-      if (columns_ - first <= kLanes<S>)  // its panel is as wide as the others
-        multiply_columns<S, 1>(a, g_stride_, b, kPanel<S>, pixels, out, columns_);
-      else
-        multiply_columns<S, kPanelVectors>(a, g_stride_, b, kPanel<S>, pixels, out, columns_);
+      const int64_t group = item / (blocks * panels), rest = item % (blocks * panels);
+      const bool panels_outside = columns_ >= group_rows_;
+      const int64_t first = (panels_outside ? rest / blocks : rest % panels) * kPanel<S>;
+      const int64_t k = (panels_outside ? rest % blocks : rest / panels) * kColumnRows;
+      multiply_columns_panel(rows_of_g_ + group * group_rows_ + k, g_stride_,
+                             columns_of_u_ + group * u_size_ + first * pixels_, pixels, columns_ - first,
+                             sums_ + (group * group_rows_ + k) * columns_ + first, columns_, adds,
+                             ahead.take(pixels * kColumnsAhead));
     }
   }
 
+  // Of a super-group's columns, those of the output's own group.
   void write(const Range& outputs, S* g_weight, const FilterStrides& w) const {
-    const Filter<S> filter = Filter<S>::forward(g_weight, shape_, w);
+    const int64_t inputs_per_group = shape_.channels / shape_.groups;
+    const int64_t outputs_per_group = shape_.out_channels / shape_.groups;
     for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-      const int64_t group = o / groups_.outputs;
-      const S* sums = sums_ + (group * group_rows_ + o % groups_.outputs) * columns_;
+      const int64_t group = o / groups_.outputs, local = o % groups_.outputs;
+      const S* sums = sums_ + (group * group_rows_ + local) * columns_ + local / outputs_per_group * inputs_per_group;
       for (const Tap& tap : taps_) {
-        for (int64_t c = 0; c < groups_.inputs; ++c) {
-          const int64_t input = group * groups_.inputs + c;
-          if (filter.connects(o, input))
-            g_weight[o * w.k + filter.input_offset(input) + tap.r * w.r + tap.s * w.s] = sums[c];
-        }
+        S* to = g_weight + o * w.k + tap.r * w.r + tap.s * w.s;
+        for (int64_t c = 0; c < inputs_per_group; ++c) to[c * w.c] = sums[c];
         sums += groups_.inputs;
       }
     }

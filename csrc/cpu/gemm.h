@@ -5,6 +5,7 @@
 // so that both operands are read along their rows and nothing is transposed.
 #pragma once
 
+#include "ahead.h"
 #include "simd.h"
 
 namespace fused_resnet {
@@ -43,16 +44,21 @@ inline int64_t tile_size(int64_t depth) {
   return kTileRows * round_up(depth, kChunk);
 }
 
-// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns.
+// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns. What lies `ahead` is asked
+// for on the way, where it is not null.
 template <class S, int kVectors>
 inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
                           const S* b,  // a panel [depth, kVectors * kLanes]
-                          int64_t depth, S* const* out, int rows, int64_t columns) {
+                          int64_t depth, S* const* out, int rows, int64_t columns, const char* ahead = nullptr) {
   constexpr int N = kLanes<S>;
+  const int64_t step = ahead ? kRowsAhead : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(a);
   Vector<S> sums[kTileRows][kVectors] = {};
   for (int64_t left = depth; left > 0; left -= kChunk, a += kTileRows * kChunk) {
     const int64_t n = left < kChunk ? left : kChunk;
     for (int64_t k = 0; k < n; ++k, b += kVectors * N) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += step;
       Vector<S> panel[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
@@ -84,17 +90,21 @@ inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kCh
     }
 }
 
-// out[i][j] += sum over p of a[p][i] b[p][j], for kColumnRows rows i and kVectors * kLanes columns j.
+// out[i][j] = sum over p of a[p][i] b[p][j], for kColumnRows rows i and kVectors * kLanes columns j, added to what is
+// there where `adds` says so.
 template <class S, int kVectors>
 inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b_stride, int64_t depth, S* out,
-                             int64_t out_stride) {
+                             int64_t out_stride, bool adds, const char* ahead = nullptr) {
   constexpr int N = kLanes<S>;
+  const int64_t step = ahead ? kColumnsAhead : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(out);
   Vector<S> sums[kColumnRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kColumnRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = load(out + i * out_stride + v * N);
-  for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride) {
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = adds ? load(out + i * out_stride + v * N) : Vector<S>{};
+  for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride, ahead += step) {
+    __builtin_prefetch(ahead, 0, 2);
     Vector<S> panel[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
@@ -109,6 +119,16 @@ inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b
   for (int i = 0; i < kColumnRows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) store(out + i * out_stride + v * N, sums[i][v]);
+}
+
+// The same for a panel [depth, kPanel] of which only the first `columns` count.
+template <class S>
+inline void multiply_columns_panel(const S* a, int64_t a_stride, const S* panel, int64_t depth, int64_t columns, S* out,
+                                   int64_t out_stride, bool adds, const char* ahead) {
+  if (columns <= kLanes<S>)
+    multiply_columns<S, 1>(a, a_stride, panel, kPanel<S>, depth, out, out_stride, adds, ahead);
+  else
+    multiply_columns<S, kPanelVectors>(a, a_stride, panel, kPanel<S>, depth, out, out_stride, adds, ahead);
 }
 
 }  // namespace FUSED_RESNET_TARGET

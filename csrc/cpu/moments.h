@@ -59,11 +59,11 @@ class RowMoments {
   RowMoments(int64_t channels, const Moments& moments, int thread)
       : channels_(channels), moments_(moments), thread_(thread), sums_(3 * padded()) {}
 
-  // Calls also f(offset, lanes, v) for each register of x.
+  // Adds rows that are `stride` apart. Calls also f(row, c, lanes, v) for each register of them.
   template <class T, class F>
-  void add(const T* x, int64_t rows, const F& f) const {  // [rows, channels]
+  void add(const T* x, int64_t stride, int64_t rows, const F& f) const {
     for (int64_t first = 0; first < rows; first += kBlock)
-      add_block(x, first, std::min(kBlock, rows - first), f);
+      add_block(x, stride, first, std::min(kBlock, rows - first), f);
   }
 
  private:
@@ -85,12 +85,12 @@ class RowMoments {
   }
 
   template <class T, class F>
-  void add_block(const T* x, int64_t begin, int64_t rows, const F& f) const {
+  void add_block(const T* x, int64_t stride, int64_t begin, int64_t rows, const F& f) const {
     S *sum = sums_.get(), *mean = sum, *d1 = sum + padded(), *d2 = d1 + padded();
     std::fill_n(sum, 3 * padded(), S(0));
     visit(rows, [&](int64_t c, int lanes, int64_t row, int64_t n) {
       Vector<S> total = load(sum + c);
-      each<kTogether>(n, [&](int64_t i) { total += load(x + (begin + row + i) * channels_ + c, lanes); });
+      each<kTogether>(n, [&](int64_t i) { total += load(x + (begin + row + i) * stride + c, lanes); });
       store(sum + c, total);
     });
     const S each_row = S(1) / static_cast<S>(rows);
@@ -99,9 +99,8 @@ class RowMoments {
       const Vector<S> center = load(mean + c);
       Vector<S> first = load(d1 + c), second = load(d2 + c);
       each<kTogether>(n, [&](int64_t i) {
-        const int64_t offset = (begin + row + i) * channels_ + c;
-        const Vector<S> v = load(x + offset, lanes), d = v - center;
-        f(offset, lanes, v);
+        const Vector<S> v = load(x + (begin + row + i) * stride + c, lanes), d = v - center;
+        f(begin + row + i, c, lanes, v);
         first += d;
         second += d * d;
       });

@@ -19,6 +19,7 @@ struct Tile {
   int64_t offset;   // of the first element
   int64_t channel;  // of the first element
   int lanes;
+  int64_t row = 0;  // of channels, in channels_last
 
   template <class T>
   Vector<Accumulate<T>> load(const T* p) const {
@@ -49,7 +50,8 @@ struct TileGroup {
   template <class F>
   void each(const F& f) const {
 #pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) f(Tile<kFull>{first.offset + i * stride, first.channel, first.lanes});
+    for (int i = 0; i < kCount; ++i)
+      f(Tile<kFull>{first.offset + i * stride, first.channel, first.lanes, first.row + i});
   }
 };
 
@@ -108,8 +110,8 @@ struct ChannelsLast {
     const int64_t begin = row * channels;
     int64_t c = 0;
     for (; c + kLanes<S> <= channels; c += kLanes<S>)
-      f(TileGroup<true, kCount>{{begin + c, c, kLanes<S>}, channels});
-    if (c < channels) f(TileGroup<false, kCount>{{begin + c, c, static_cast<int>(channels - c)}, channels});
+      f(TileGroup<true, kCount>{{begin + c, c, kLanes<S>, row}, channels});
+    if (c < channels) f(TileGroup<false, kCount>{{begin + c, c, static_cast<int>(channels - c), row}, channels});
   }
 };
 

@@ -181,6 +181,13 @@ class TileStrip {
     }
   }
 
+  // The memory that filling it will read, but for what the strip above has read.
+  void announce(int64_t image, int64_t top, int64_t new_rows, const Source<S>& source, Ahead& ahead) const {
+    const int64_t end = std::min(top - pad_h_ + rows_, in_height_), begin = std::max<int64_t>(end - new_rows, 0);
+    if (begin < end)
+      source.announce((image * in_height_ + begin) * in_width_, (end - begin) * in_width_, ahead);
+  }
+
  private:
   int64_t rows_, columns_, channels_, real_channels_, in_height_, in_width_, pad_h_, pad_w_;
 };

@@ -62,8 +62,13 @@ class WinogradConv {
       const int64_t n = std::min(rows_, rows.end - row);
       const Range mine = share(n, part, parts);
       for (int64_t t = mine.begin; t < mine.end; ++t) read(row + t, t * tiles_w_, strip, in);
+      Ahead ahead;
+      for (int64_t t = mine.begin; t < mine.end; ++t) announce_outputs(row + t, ahead);
+      const Range next = share(std::min(rows_, rows.end - row - n), part, parts);
+      for (int64_t t = next.begin; t < next.end; ++t)
+        strip_.announce((row + n + t) / tiles_h_, (row + n + t) % tiles_h_ * m, m, source_, ahead);
       barrier(parts);
-      multiply(share(kPoints * panels(), part, parts), n * tiles_w_, in, out);
+      multiply(share(kPoints * panels(), part, parts), n * tiles_w_, in, out, ahead);
       barrier(parts);
       for (int64_t t = mine.begin; t < mine.end; ++t) write(row + t, t * tiles_w_, thread, out);
     }
@@ -81,7 +86,12 @@ class WinogradConv {
                          in_stride_);
   }
 
-  void multiply(const Range& items, int64_t tiles, const S* in, S* out) const {
+  void announce_outputs(int64_t row, Ahead& ahead) const {
+    const int64_t top = row % tiles_h_ * m, height = std::min<int64_t>(m, plan_.out_height - top);
+    sink_.announce((row / tiles_h_ * plan_.out_height + top) * plan_.out_width, height * plan_.out_width, ahead);
+  }
+
+  void multiply(const Range& items, int64_t tiles, const S* in, S* out, Ahead& ahead) const {
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t point = item / panels(), first = item % panels() * kPanel<S>;
       const S* panel = packed_ + (point * padded_outputs_ + first) * inputs_;
@@ -90,10 +100,11 @@ class WinogradConv {
         S* rows[kTileRows];
         for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
+        const char* soon = ahead.take(inputs_ * kRowsAhead);
         if (padded_outputs_ - first < kPanel<S>)
-          multiply_rows<S, 1>(tile, panel, inputs_, rows, count, kLanes<S>);
+          multiply_rows<S, 1>(tile, panel, inputs_, rows, count, kLanes<S>, soon);
         else
-          multiply_rows<S, kPanelVectors>(tile, panel, inputs_, rows, count, kPanel<S>);
+          multiply_rows<S, kPanelVectors>(tile, panel, inputs_, rows, count, kPanel<S>, soon);
       }
     }
   }
@@ -101,17 +112,18 @@ class WinogradConv {
   void write(int64_t row, int64_t tile, int thread, const S* out) {
     const int64_t top = row % tiles_h_ * m, height = std::min<int64_t>(m, plan_.out_height - top);
     const int64_t pixel = (row / tiles_h_ * plan_.out_height + top) * plan_.out_width;
-    S* y = sink_.rows(thread, pixel, height * plan_.out_width);
+    S* y = sink_.rows(thread, pixel);
+    const int64_t stride = sink_.row_stride();
     for (int64_t j = 0; j < tiles_w_; ++j, ++tile) {
       const int64_t width = std::min<int64_t>(m, plan_.out_width - j * m);
       for (int64_t k = 0; k < outputs_; k += kLanes<S>) {
         const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, outputs_ - k));
         const S* t = out + tile * padded_outputs_ + k;
-        S* pixel_of_tile = y + j * m * outputs_ + k;
+        S* pixel_of_tile = y + j * m * stride + k;
         both_ways<winograd_in(m), m, Vector<S>>(
             [&](int a, int b) { return load(t + (a * winograd_in(m) + b) * out_stride_); },
             Winograd<m, S>::template output<Vector<S>>, [&](int a, int b, Vector<S> v) {
-              if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * outputs_, v, lanes);
+              if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * stride, v, lanes);
             });
       }
     }
@@ -147,7 +159,7 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
       S* to = packed + first * f.inputs + c * columns + v;
       both_ways<3, n, Vector<S>>([&](int i, int j) { return load(w[i * 3 + j]); },
                                  Winograd<m, S>::template filter<Vector<S>>, [&](int i, int j, Vector<S> value) {
-                                   store(to + (i * n + j) * padded * f.inputs, value);
+                                   stream(to + (i * n + j) * padded * f.inputs, value);
                                  });
     }
   }

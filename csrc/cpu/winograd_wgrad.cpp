@@ -14,6 +14,7 @@ inline namespace FUSED_RESNET_TARGET {
 namespace {
 
 constexpr int64_t kBlockBytes = 4 * 1024 * 1024;  // of L3, for a block
+constexpr int64_t kMinTiles = 128;                // the longer a block, the less often the result is added to
 
 template <int m, class S>
 class WinogradWgrad {
@@ -26,8 +27,7 @@ class WinogradWgrad {
         u_strip_(n, tiles_w_ * m + 2, shape.channels, shape.height, shape.width, shape.pad_h, shape.pad_w),
         g_strip_(m, tiles_w_ * m, shape.out_channels, shape.out_height, shape.out_width, 0, 0) {
     const int64_t row_bytes = tiles_w_ * kPoints * (columns_ + rows_of_sums_) * static_cast<int64_t>(sizeof(S));
-    rows_ = std::clamp<int64_t>(kBlockBytes / row_bytes, std::min<int64_t>(64 / tiles_w_ + 1, shape.batch * tiles_h_),
-                                shape.batch * tiles_h_);
+    rows_ = std::min(std::max(kBlockBytes / row_bytes, (kMinTiles + tiles_w_ - 1) / tiles_w_), shape.batch * tiles_h_);
     tiles_ = rows_ * tiles_w_;
     u_stride_ = round_up(columns_, kPanel<S>) * tiles_ + 16;
     g_row_ = round_up(std::max(rows_of_sums_, g_strip_.channels()), 16) + 16;  // odd in cache lines
@@ -43,8 +43,6 @@ class WinogradWgrad {
     S *u_strip = u_strips_ + part * u_strip_.size(), *g_strip = g_strips_ + part * g_strip_.size();
     u_strip_.clear(u_strip);
     g_strip_.clear(g_strip);
-    const Range cleared = share(kPoints * rows_of_sums_ * columns_, part, parts);
-    std::fill(sums_ + cleared.begin, sums_ + cleared.end, S(0));
     const int64_t total = shape_.batch * tiles_h_;
     for (int64_t row = 0; row < total; row += rows_) {
       const int64_t rows = std::min(rows_, total - row);
@@ -53,8 +51,11 @@ class WinogradWgrad {
         read_input(row + t, t * tiles_w_, u_strip);
         read_gradient(row + t, t * tiles_w_, g_strip);
       }
+      Ahead ahead;
+      const Range next = share(std::min(rows_, total - row - rows), part, parts);
+      for (int64_t t = next.begin; t < next.end; ++t) announce(row + rows + t, ahead);
       barrier(parts);
-      multiply(rows * tiles_w_, part, parts);
+      multiply(rows * tiles_w_, part, parts, row > 0, ahead);
       barrier(parts);
     }
     write(share(shape_.out_channels, part, parts), g_weight, strides);
@@ -81,18 +82,20 @@ class WinogradWgrad {
       }
   }
 
-  void multiply(int64_t tiles, int part, int parts) const {
+  void announce(int64_t row, Ahead& ahead) const {
+    u_strip_.announce(row / tiles_h_, row % tiles_h_ * m, m, u_, ahead);
+    g_strip_.announce(row / tiles_h_, row % tiles_h_ * m, m, g_, ahead);
+  }
+
+  void multiply(int64_t tiles, int part, int parts, bool adds, Ahead& ahead) const {
     const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = rows_of_sums_ / kColumnRows;
     const Range items = share(kPoints * panels * blocks, part, parts);
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t point = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
       const int64_t k = item % blocks * kColumnRows;
-      const S *a = g_tiles_ + point * g_stride_ + k, *b = u_tiles_ + point * u_stride_ + first * tiles_;
-      S* out = sums_ + (point * rows_of_sums_ + k) * columns_ + first;
-      if (columns_ - first < kPanel<S>)  // its panel in memory is as wide as the others
-        multiply_columns<S, 1>(a, g_row_, b, kPanel<S>, tiles, out, columns_);
-      else
-        multiply_columns<S, kPanelVectors>(a, g_row_, b, kPanel<S>, tiles, out, columns_);
+      multiply_columns_panel(g_tiles_ + point * g_stride_ + k, g_row_, u_tiles_ + point * u_stride_ + first * tiles_,
+                             tiles, columns_ - first, sums_ + (point * rows_of_sums_ + k) * columns_ + first, columns_,
+                             adds, ahead.take(tiles * kColumnsAhead));
     }
   }
 
