@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, use_backend
 
 # Each backend, the CPU one with every instruction set this processor has.
@@ -20,6 +21,15 @@ if "cpu" in available_backends():
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def direct_convolution() -> Iterator[None]:
+    """"highest": held to twice stock's error. What Winograd may do more is the matter of tests/backends/test_engine.py."""
+    before = get_float32_conv_precision()
+    set_float32_conv_precision("highest")
+    yield
+    set_float32_conv_precision(before)
 
 
 @pytest.fixture(params=TARGETS)
