@@ -24,11 +24,13 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def direct_convolution() -> Iterator[None]:
-    """"highest": held to twice stock's error. What Winograd may do more is the matter of tests/backends/test_engine.py."""
-    before = get_float32_conv_precision()
-    set_float32_conv_precision("highest")
-    yield
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """"highest", direct convolution, which is held to twice stock's error; ``@pytest.mark.precision("high")`` for the
+    default of users, where Winograd may do more."""
+    marker = request.node.get_closest_marker("precision")
+    before, asked = get_float32_conv_precision(), marker.args[0] if marker else "highest"
+    set_float32_conv_precision(asked)
+    yield asked
     set_float32_conv_precision(before)
 
 

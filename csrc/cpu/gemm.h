@@ -98,11 +98,7 @@ inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b
   constexpr int N = kLanes<S>;
   const int64_t step = ahead ? kColumnsAhead : 0;
   if (!ahead) ahead = reinterpret_cast<const char*>(out);
-  Vector<S> sums[kColumnRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kColumnRows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = adds ? load(out + i * out_stride + v * N) : Vector<S>{};
+  Vector<S> sums[kColumnRows][kVectors] = {};
   for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride, ahead += step) {
     __builtin_prefetch(ahead, 0, 2);
     Vector<S> panel[kVectors];
@@ -118,7 +114,11 @@ inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b
 #pragma GCC unroll 16
   for (int i = 0; i < kColumnRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(out + i * out_stride + v * N, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      S* to = out + i * out_stride + v * N;
+      // A sum of sums, not one long one: rounding grows with the root of a block's length, not of all pixels.
+      store(to, adds ? load(to) + sums[i][v] : sums[i][v]);
+    }
 }
 
 // The same for a panel [depth, kPanel] of which only the first `columns` count.

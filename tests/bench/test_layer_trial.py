@@ -120,6 +120,7 @@ def test_a_depthwise_layer_goes_where_our_ops_send_it(trial, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(cpu, "conv_algorithm"), reason="this CPU backend does not tell its algorithm")
+@pytest.mark.precision("high")
 def test_the_algorithms_of_our_engine(trial):
     trial.prepare(LAYERS["1x1/2"], "forward")
     assert trial.algorithm() == "direct"

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import fused_resnet
-
-
-@pytest.fixture
-def precision() -> Iterator[None]:
-    before = fused_resnet.get_float32_conv_precision()
-    yield
-    fused_resnet.set_float32_conv_precision(before)
 
 
 def test_info_is_json_and_names_every_backend() -> None:
@@ -35,7 +27,8 @@ def test_info_shows_the_backend_asked_for() -> None:
     assert fused_resnet.info()["requested_backend"] is None
 
 
-def test_convolution_precision(precision: None) -> None:
+@pytest.mark.precision("high")
+def test_convolution_precision() -> None:
     assert fused_resnet.get_float32_conv_precision() == "high"
     fused_resnet.set_float32_conv_precision("highest")
     assert fused_resnet.info()["float32_conv_precision"] == "highest"

@@ -1,0 +1,192 @@
+"""The CPU's convolution engine: its algorithms, their accuracy, the choice between them, and what it keeps."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import stock_ops
+from support.cases import assert_op_matches_stock, batch_norm, image
+from support.oracle import relative_error
+
+from fused_resnet import ops
+from fused_resnet.backends import reference
+from fused_resnet.backends.arguments import Activation, Conv
+
+cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module is not built")
+
+WINOGRAD = ("winograd_f2", "winograd_f4")
+IDENTITY = Activation("identity")
+
+
+@pytest.fixture(params=cpu.supported_isas())
+def isa(request: pytest.FixtureRequest):
+    before = cpu.isa()
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa(before)
+
+
+def sampled_cases(count: int, seed: int) -> list[tuple]:
+    """(N, C, K, H, W, kernel, stride, padding, dilation, groups), tails and all, of which each has an output."""
+    rng = random.Random(seed)
+    cases: list[tuple] = []
+    while len(cases) < count:
+        groups = rng.choice([1, 1, 1, 2, 4, 8])
+        c, k = (rng.choice([1, 3, 7, 16, 17, 32, 65]) * groups for _ in range(2))
+        h, w = rng.choice([1, 2, 5, 7, 8, 13, 20]), rng.choice([1, 3, 6, 7, 9, 14, 33])
+        kernel = rng.choice([(1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (2, 3), (1, 3)])
+        stride = rng.choice([(1, 1), (1, 1), (2, 2), (3, 2), (1, 2)])
+        padding, dilation = rng.choice([(0, 0), (1, 1), (2, 1), (3, 3)]), rng.choice([(1, 1), (1, 1), (2, 2), (1, 3)])
+        conv = Conv(stride, padding, dilation, groups)
+        is_depthwise = groups > 1 and groups in (c, k)
+        if min(conv.output_size((h, w), kernel)) > 0 and not is_depthwise and c * k <= 70 * 70:
+            cases.append((rng.choice([1, 2, 5]), c, k, h, w, kernel, *conv))
+    return cases
+
+
+def arguments(case: tuple, dtype: torch.dtype) -> tuple:
+    n, c, k, h, w, kernel, stride, padding, dilation, groups = case
+    weight = torch.randn(k, c // groups, *kernel) * (c // groups * kernel[0] * kernel[1]) ** -0.5
+    x = image(n, c, h, w, dtype=dtype)
+    return x, batch_norm(c), "silu", weight.to(dtype), stride, padding, dilation, groups
+
+
+@pytest.mark.parametrize("case", sampled_cases(60, seed=1), ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
+def test_direct_on_sampled_geometries(isa: str, case: tuple) -> None:
+    args = arguments(case, torch.float64)
+    assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, torch.float64)
+    single = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
+    assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, single, torch.float32, atol=2e-6)
+
+
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 16, 14, 14), (1, 65, 7, 9), (3, 17, 5, 30), (5, 3, 4, 3)], ids=str)
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_winograd(isa: str, algorithm: str, shape: tuple, padding: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
+    for dtype, atol in ((torch.float64, 2e-12), (torch.float32, 2e-5), (torch.bfloat16, None)):
+        args = arguments((*shape[:2], 33, *shape[2:], (3, 3), (1, 1), padding, (1, 1), 1), dtype)
+        assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
+
+
+# Forward, dgrad and wgrad: relative RMS error against float64, None for three times stock's.
+LIMITS = {"winograd_f2": (None, None, None), "winograd_f4": (5e-6, 5e-6, 6e-6)}
+
+
+@pytest.mark.parametrize("channels, size", [(64, 56), (128, 28), (256, 14), (512, 7)])
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_winograd_accuracy_on_resnet_layers(
+    algorithm: str, channels: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = image(2, channels, size, size).relu()
+    weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5  # He et al. 2015
+    conv = Conv((1, 1), (1, 1), (1, 1), 1)
+    g = image(2, channels, size, size)
+
+    def passes(x: torch.Tensor, weight: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = F.conv2d(x, weight, padding=1)
+        g_x, g_weight, _ = reference.convolution_backward(g, x, weight, conv, (True, True, False))
+        return y, g_x, g_weight
+
+    want, stock = passes(x.double(), weight.double(), g.double()), passes(x, weight, g)
+    monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
+    y, mean, _ = cpu.bn_act_conv(x, None, IDENTITY, weight, None, conv, False)
+    backward = cpu.bn_act_conv_backward(
+        g, None, None, x, None, IDENTITY, weight, y, mean, conv, (True, True, False)
+    )
+    for got, stock_got, exact, limit in zip((y, backward[0], backward[2]), stock, want, LIMITS[algorithm], strict=True):
+        allowed = limit or 3 * relative_error(stock_got, exact)
+        assert relative_error(got, exact) <= allowed
+
+
+@pytest.mark.precision("high")
+def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = Conv((1, 1), (1, 1), (1, 1), 1)
+
+    def chosen(conv: Conv = dense, shape: tuple = (64, 64, 3, 3), size: int = 14, dtype=torch.float32) -> str:
+        return cpu.conv_algorithm(conv, shape, (size, size), dtype)
+
+    assert chosen() == "winograd_f4"
+    assert chosen(size=2) == "winograd_f2"
+    assert chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
+    assert chosen(dense._replace(groups=4)) == chosen(shape=(64, 64, 1, 1)) == "direct"
+    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
+    assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"
+    assert chosen(shape=(64, 64, 1, 1)) == "direct"
+    monkeypatch.setenv("FUSED_RESNET_CONV", "direct")
+    assert chosen() == "direct"
+    monkeypatch.setenv("FUSED_RESNET_CONV", "fft")
+    with pytest.raises(ValueError, match=r"FUSED_RESNET_CONV: expected auto or one of direct, .*, got 'fft'"):
+        chosen()
+
+
+def test_highest_is_direct() -> None:
+    assert cpu.conv_algorithm(Conv((1, 1), (1, 1), (1, 1), 1), (64, 64, 3, 3), (14, 14), torch.float32) == "direct"
+
+
+@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD])
+def test_same_bits_every_time(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
+    x, bn, *rest = arguments((4, 32, 48, 30, 29, (3, 3), (1, 1), (1, 1), (1, 1), 1), torch.float32)
+
+    def run() -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_(), rest[1].clone().requires_grad_()]
+        outputs = ops.bn_act_conv(leaves[0], bn, rest[0], leaves[1], *rest[2:])
+        return [*outputs, *torch.autograd.grad([o.sum() for o in outputs], leaves)]
+
+    first = run()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+@pytest.mark.parametrize("change", ["in place", "data", "none"])
+def test_a_packed_filter_follows_its_weight(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packings = []
+    pack = cpu.packed_filters._cpu.conv_pack
+    monkeypatch.setattr(cpu.packed_filters._cpu, "conv_pack", lambda *a: packings.append(1) or pack(*a))
+    x, weight = image(1, 32, 9, 9), torch.nn.Parameter(torch.randn(32, 32, 3, 3))
+    with torch.no_grad():
+        for _ in range(3):
+            ops.conv_bn_add_act(x, weight, activation="identity", padding=1)
+        assert len(packings) == 1
+        if change == "in place":
+            weight.mul_(2)
+        elif change == "data":
+            weight.data = torch.randn(32, 32, 3, 3)
+        got = ops.conv_bn_add_act(x, weight, activation="identity", padding=1)
+    assert len(packings) == (1 if change == "none" else 2)
+    assert torch.allclose(got, F.conv2d(x, weight, padding=1), atol=1e-4)
+
+
+def test_a_packed_filter_dies_with_its_weight() -> None:
+    weight = torch.randn(16, 16, 3, 3)
+    before = len(cpu.packed_filters._packed)
+    with torch.no_grad():
+        ops.conv_bn_add_act(image(1, 16, 5, 5), weight)
+        assert len(cpu.packed_filters._packed) == before + 1
+        del weight
+        gc.collect()
+    assert len(cpu.packed_filters._packed) == before
+
+
+def test_working_memory_is_kept_and_given_back() -> None:
+    cpu.free_workspace()
+    assert cpu.workspace_bytes() == 0
+    args = arguments((2, 32, 32, 20, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1), torch.float32)
+    first = ops.bn_act_conv(*args)[0]
+    held = cpu.workspace_bytes()
+    assert held > 0
+    assert torch.equal(ops.bn_act_conv(*args)[0], first)
+    assert cpu.workspace_bytes() == held
+    cpu.free_workspace()
+    assert cpu.workspace_bytes() == 0
+    assert torch.equal(ops.bn_act_conv(*args)[0], first)
+
+
+@pytest.mark.parametrize("dtype", [0, 1])
+def test_the_multiply_add_peak_is_above_what_a_convolution_reaches(dtype: int) -> None:
+    assert cpu._cpu.multiply_add_peak(dtype, 1, 0.02) > 1e8
