@@ -19,22 +19,32 @@ class Ahead {
 
   void add(const void* begin, int64_t bytes) { ranges_.push_back({static_cast<const char*>(begin), bytes}); }
 
+  // As add(), but to be asked for before all else.
+  void add_first(const void* begin, int64_t bytes) {
+    urgent_ = {static_cast<const char*>(begin), bytes};
+  }
+
   // The next stretch of about this many bytes; nullptr after the last. A prefetch past its end does no harm.
   const char* take(int64_t bytes) {
+    if (urgent_.bytes > 0) return urgent_.advance(bytes);
     if (next_ == ranges_.size()) return nullptr;
-    Stretch& range = ranges_[next_];
-    const char* begin = range.begin;
-    range.begin += bytes;
-    range.bytes -= bytes;
-    if (range.bytes <= 0) ++next_;
+    const char* begin = ranges_[next_].advance(bytes);
+    if (ranges_[next_].bytes <= 0) ++next_;
     return begin;
   }
 
  private:
   struct Stretch {
-    const char* begin;
-    int64_t bytes;
+    const char* begin = nullptr;
+    int64_t bytes = 0;
+
+    const char* advance(int64_t by) {
+      begin += by;
+      bytes -= by;
+      return begin - by;
+    }
   };
+  Stretch urgent_;
   std::vector<Stretch> ranges_;
   size_t next_ = 0;
 };

@@ -12,7 +12,8 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// A source of value(tile) for each register of a pixel's channels, which reads one tensor, or two.
+// A source of value(channel)(tile) for each register of a pixel's channels, which reads one tensor, or two. value(channel)
+// holds what belongs to the channels, for four pixels at a time.
 template <class T, class Value>
 class MappedSource final : public Source<Accumulate<T>> {
  public:
@@ -22,20 +23,9 @@ class MappedSource final : public Source<Accumulate<T>> {
       : channels_(channels), value_(value), first_(first), second_(second) {}
 
   void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
-    constexpr int N = kLanes<S>;
-    S* row = out.data;
-    for (int64_t offset = pixel * channels_; count > 0; --count, offset += step * channels_, row += out.row_stride) {
-      S* chunk = row;
-      for (int64_t first = 0; first < channels_; first += out.chunk, chunk += out.chunk_stride) {
-        const int64_t n = std::min(out.chunk, channels_ - first);
-        int64_t c = 0;
-        for (; c + N <= n; c += N) store(chunk + c, value_(Tile<true>{offset + first + c, first + c, N}));
-        if (c < n) {
-          const int lanes = static_cast<int>(n - c);
-          store(chunk + c, value_(Tile<false>{offset + first + c, first + c, lanes}), lanes);
-        }
-      }
-    }
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) read_pixels<4>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
+    for (; i < count; ++i) read_pixels<1>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
@@ -44,6 +34,30 @@ class MappedSource final : public Source<Accumulate<T>> {
   }
 
  private:
+  template <int kCount>
+  void read_pixels(int64_t offset, int64_t stride, const Rows<S>& out) const {
+    constexpr int N = kLanes<S>;
+    S* chunk = out.data;
+    for (int64_t first = 0; first < channels_; first += out.chunk, chunk += out.chunk_stride) {
+      const int64_t n = std::min(out.chunk, channels_ - first);
+      int64_t c = 0;
+      for (; c + N <= n; c += N)
+        read_group(TileGroup<true, kCount>{{offset + first + c, first + c, N}, stride}, chunk + c, out.row_stride);
+      if (c < n) {
+        const Tile<false> tail{offset + first + c, first + c, static_cast<int>(n - c)};
+        read_group(TileGroup<false, kCount>{tail, stride}, chunk + c, out.row_stride);
+      }
+    }
+  }
+
+  template <class Group>
+  void read_group(const Group& group, S* out, int64_t row_stride) const {
+    const auto value = value_(group.channel());
+    group.each([&](const auto& tile) {
+      store(out + tile.row * row_stride, value(tile), tile.lanes);
+    });
+  }
+
   int64_t channels_;
   Value value_;
   const T *first_, *second_;
@@ -61,7 +75,7 @@ class PlainSource final : public Source<S> {
       std::memcpy(out.data, from, count * channels_ * sizeof(S));
       return;
     }
-    const auto value = [x = x_](const auto& tile) { return tile.load(x); };
+    const auto value = [x = x_](int64_t) { return [x](const auto& tile) { return tile.load(x); }; };
     MappedSource<S, decltype(value)>(channels_, value, x_).read(pixel, step, count, out);
   }
 
@@ -85,8 +99,10 @@ void with_activated(const void* x, int64_t channels, const BatchNormArgs& bn, co
   const Norm<S> norm(channels, bn);
   const S slope = static_cast<S>(activation.negative_slope);
   visit_activation(activation.kind, [&](auto kind) {
-    const auto value = [&norm, from, slope](const auto& tile) {
-      return activate<decltype(kind)::value>(norm.channels_from(tile.channel)(tile.load(from)), slope);
+    const auto value = [&norm, from, slope](int64_t channel) {
+      return [bn = norm.channels_from(channel), from, slope](const auto& tile) {
+        return activate<decltype(kind)::value>(bn(tile.load(from)), slope);
+      };
     };
     f(MappedSource<T, decltype(value)>(channels, value, from));
   });
@@ -101,14 +117,16 @@ void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, cons
     if constexpr (std::is_same_v<T, S>) {
       f(PlainSource<S>(channels, g_y));
     } else {
-      const auto value = [g_y](const auto& tile) { return tile.load(g_y); };
+      const auto value = [g_y](int64_t) { return [g_y](const auto& tile) { return tile.load(g_y); }; };
       f(MappedSource<T, decltype(value)>(channels, value, g_y));
     }
     return;
   }
   const Norm<S> norm = statistics_gradient<S>(pixels, channels, g.y_mean, g.g_mean, g.g_var);
-  const auto value = [&norm, g_y, y](const auto& tile) {
-    return tile.load(g_y) + norm.channels_from(tile.channel)(tile.load(y));
+  const auto value = [&norm, g_y, y](int64_t channel) {
+    return [share = norm.channels_from(channel), g_y, y](const auto& tile) {
+      return tile.load(g_y) + share(tile.load(y));
+    };
   };
   f(MappedSource<T, decltype(value)>(channels, value, g_y, y));
 }

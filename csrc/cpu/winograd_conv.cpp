@@ -95,6 +95,8 @@ class WinogradConv {
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t point = item / panels(), first = item % panels() * kPanel<S>;
       const S* panel = packed_ + (point * padded_outputs_ + first) * inputs_;
+      if (is_shared_ && item + 1 < items.end)  // the next panel follows this one; large filters come from memory
+        ahead.add_first(panel + kPanel<S> * inputs_, kPanel<S> * inputs_ * static_cast<int64_t>(sizeof(S)));
       const S* tile = in + point * in_stride_;
       for (int64_t t = 0; t < tiles; t += kTileRows, tile += tile_size(inputs_)) {
         S* rows[kTileRows];
