@@ -41,8 +41,8 @@ struct PoolShape {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 };
 
-// A convolution of a channels_last image [batch, height, width, channels] with a filter [out_channels, channels / groups,
-// kernel_h, kernel_w].
+// A convolution of a channels_last image [batch, height, width, channels] with a filter [out_channels, channels /
+// groups, kernel_h, kernel_w].
 struct ConvShape {
   int64_t batch, height, width, channels;
   int64_t out_height, out_width, out_channels;

@@ -25,7 +25,7 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    """"highest", direct convolution, which is held to twice stock's error; ``@pytest.mark.precision("high")`` for the
+    """ "highest", direct convolution, which is held to twice stock's error; ``@pytest.mark.precision("high")`` for the
     default of users, where Winograd may do more."""
     marker = request.node.get_closest_marker("precision")
     before, asked = get_float32_conv_precision(), marker.args[0] if marker else "highest"

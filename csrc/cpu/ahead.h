@@ -20,9 +20,7 @@ class Ahead {
   void add(const void* begin, int64_t bytes) { ranges_.push_back({static_cast<const char*>(begin), bytes}); }
 
   // As add(), but to be asked for before all else.
-  void add_first(const void* begin, int64_t bytes) {
-    urgent_ = {static_cast<const char*>(begin), bytes};
-  }
+  void add_first(const void* begin, int64_t bytes) { urgent_ = {static_cast<const char*>(begin), bytes}; }
 
   // The next stretch of about this many bytes; nullptr after the last. A prefetch past its end does no harm.
   const char* take(int64_t bytes) {

@@ -22,10 +22,10 @@ using Act = std::tuple<int, double>;                                            
 using Pool = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   // N, H, W, C, OH, OW
                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;  // kernel, stride, padding
 
-using Shape = std::array<int64_t, 16>;                                          // the fields of ConvShape
-using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;                 // the fields of FilterStrides
-using Conv = std::tuple<int, int, Shape, Strides, int>;                         // dtype, algorithm, ..., threads
-using Gradient = std::tuple<Address, Address, Address, Address, Address>;       // the fields of ConvGradient
+using Shape = std::array<int64_t, 16>;                                     // the fields of ConvShape
+using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;            // the fields of FilterStrides
+using Conv = std::tuple<int, int, Shape, Strides, int>;                    // dtype, algorithm, ..., threads
+using Gradient = std::tuple<Address, Address, Address, Address, Address>;  // the fields of ConvGradient
 
 void* pointer(Address address) {
   return reinterpret_cast<void*>(address);
@@ -139,6 +139,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("conv_bn_add_act", &conv_bn_add_act, release);
   m.def("multiply_add_peak", &multiply_add_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), release,
         "Floating-point operations a second that this many threads can do at most, as measured.");
+  m.def(
+      "advise_huge_pages", [](Address data, size_t bytes) { advise_huge_pages(pointer(data), bytes); },
+      "For memory about to be written for the first time.");
   m.def("workspace_bytes", &workspace_bytes, "Working memory that convolutions hold for the calling thread.");
   m.def("free_workspace", &free_workspace, "Gives it back.");
 }

@@ -60,7 +60,7 @@ class Sink {
 template <class S>
 struct Filter {
   const S* data;
-  int64_t outputs, inputs;                      // channels, of all groups
+  int64_t outputs, inputs;  // channels, of all groups
   int64_t output_stride, input_stride, r_stride, s_stride;
   int64_t outputs_per_group, inputs_per_group;
   bool is_transposed;  // dgrad's
@@ -71,12 +71,28 @@ struct Filter {
   bool connects(int64_t o, int64_t i) const { return o / outputs_per_group == i / inputs_per_group; }
 
   static Filter forward(const S* data, const ConvShape& shape, const FilterStrides& w) {
-    return {data, shape.out_channels, shape.channels, w.k, w.c, w.r, w.s, shape.out_channels / shape.groups,
-            shape.channels / shape.groups, false};
+    return {data,
+            shape.out_channels,
+            shape.channels,
+            w.k,
+            w.c,
+            w.r,
+            w.s,
+            shape.out_channels / shape.groups,
+            shape.channels / shape.groups,
+            false};
   }
   static Filter dgrad(const S* data, const ConvShape& shape, const FilterStrides& w) {
-    return {data, shape.channels, shape.out_channels, w.c, w.k, w.r, w.s, shape.channels / shape.groups,
-            shape.out_channels / shape.groups, true};
+    return {data,
+            shape.channels,
+            shape.out_channels,
+            w.c,
+            w.k,
+            w.r,
+            w.s,
+            shape.channels / shape.groups,
+            shape.out_channels / shape.groups,
+            true};
   }
 };
 

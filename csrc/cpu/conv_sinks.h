@@ -23,7 +23,8 @@ class TensorSink : public Sink<Accumulate<T>> {
   using S = Accumulate<T>;
 
   TensorSink(int64_t pixels, int64_t channels, void* out)
-      : channels_(channels), out_(out, {pixels, channels, 1}),
+      : channels_(channels),
+        out_(out, {pixels, channels, 1}),
         is_direct_(std::is_same_v<T, S> && !out_.is_streamed() && channels * sizeof(S) % kAliasedBytes != 0),
         stride_(is_direct_ ? channels : round_up(channels, 16) + 16) {}
 
@@ -86,7 +87,8 @@ class ForwardSink final : public TensorSink<T> {
 
   ForwardSink(const ConvForwardArgs& a, int threads)
       : TensorSink<T>(output_pixels(a.conv.shape), a.conv.shape.out_channels, a.y),
-        bias_(static_cast<const S*>(a.bias)), moments_(a.mean ? a.conv.shape.out_channels : 0, threads) {
+        bias_(static_cast<const S*>(a.bias)),
+        moments_(a.mean ? a.conv.shape.out_channels : 0, threads) {
     if (a.mean)
       for (int i = 0; i < threads; ++i) sums_.push_back(std::make_unique<RowMoments<S>>(this->channels_, moments_, i));
   }
@@ -132,9 +134,12 @@ class DgradSink final : public TensorSink<T> {
 
   DgradSink(const ConvDgradArgs& a, int threads)
       : TensorSink<T>(a.conv.shape.batch * a.conv.shape.height * a.conv.shape.width, a.conv.shape.channels, a.g_x),
-        x_(static_cast<const T*>(a.x)), is_plain_(A == Activation::identity && !a.bn.mean),
-        slope_(static_cast<S>(a.activation.negative_slope)), norm_(a.conv.shape.channels, a.bn),
-        s_({1, a.conv.shape.channels, 1}, threads), t_({1, a.conv.shape.channels, 1}, threads) {}
+        x_(static_cast<const T*>(a.x)),
+        is_plain_(A == Activation::identity && !a.bn.mean),
+        slope_(static_cast<S>(a.activation.negative_slope)),
+        norm_(a.conv.shape.channels, a.bn),
+        s_({1, a.conv.shape.channels, 1}, threads),
+        t_({1, a.conv.shape.channels, 1}, threads) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
     const S* rows = this->rows(thread, pixel);
@@ -144,8 +149,7 @@ class DgradSink final : public TensorSink<T> {
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
-    if (!is_plain_)
-      ahead.add(x_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
+    if (!is_plain_) ahead.add(x_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
   }
 
   void gradients(const BatchNormArgs& bn, void* g_bn) const {
@@ -188,9 +192,11 @@ class InferenceSink final : public TensorSink<T> {
   explicit InferenceSink(const ConvBnAddActArgs& a)
       : TensorSink<T>(output_pixels(a.conv.shape), a.conv.shape.out_channels, a.out),
         norm_(a.conv.shape.out_channels, a.bn),
-        bias_(a.conv.shape.out_channels, nullptr, [](int64_t) { return S(1); },
-              [&](int64_t c) { return a.bias ? static_cast<const S*>(a.bias)[c] : S(0); }),
-        residual_(static_cast<const T*>(a.residual)), slope_(static_cast<S>(a.activation.negative_slope)) {}
+        bias_(
+            a.conv.shape.out_channels, nullptr, [](int64_t) { return S(1); },
+            [&](int64_t c) { return a.bias ? static_cast<const S*>(a.bias)[c] : S(0); }),
+        residual_(static_cast<const T*>(a.residual)),
+        slope_(static_cast<S>(a.activation.negative_slope)) {}
 
   void finish(int thread, int64_t pixel, int64_t count) override {
     const S* rows = this->rows(thread, pixel);

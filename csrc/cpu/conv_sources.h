@@ -12,8 +12,8 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// A source of value(channel)(tile) for each register of a pixel's channels, which reads one tensor, or two. value(channel)
-// holds what belongs to the channels, for four pixels at a time.
+// A source of value(channel)(tile) for each register of a pixel's channels, which reads one tensor, or two.
+// value(channel) holds what belongs to the channels, for four pixels at a time.
 template <class T, class Value>
 class MappedSource final : public Source<Accumulate<T>> {
  public:
@@ -53,9 +53,7 @@ class MappedSource final : public Source<Accumulate<T>> {
   template <class Group>
   void read_group(const Group& group, S* out, int64_t row_stride) const {
     const auto value = value_(group.channel());
-    group.each([&](const auto& tile) {
-      store(out + tile.row * row_stride, value(tile), tile.lanes);
-    });
+    group.each([&](const auto& tile) { store(out + tile.row * row_stride, value(tile), tile.lanes); });
   }
 
   int64_t channels_;

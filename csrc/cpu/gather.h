@@ -123,7 +123,8 @@ class Strip {
     const int64_t first = std::max<int64_t>(first_row(segment), 0);
     const int64_t last = std::min((segment.end - 1) / plan_.out_step_h * plan_.in_step_h + bottom_, plan_.in_height);
     if (first < last)
-      source.announce((segment.image * plan_.in_height + first) * plan_.in_width, (last - first) * plan_.in_width, ahead);
+      source.announce((segment.image * plan_.in_height + first) * plan_.in_width, (last - first) * plan_.in_width,
+                      ahead);
   }
 
   // What output (i, j) of a phase reads at (dy, dx).
@@ -134,9 +135,7 @@ class Strip {
 
  private:
   int64_t width() const { return right_ - left_; }
-  int64_t first_row(const Segment& segment) const {
-    return segment.begin / plan_.out_step_h * plan_.in_step_h + top_;
-  }
+  int64_t first_row(const Segment& segment) const { return segment.begin / plan_.out_step_h * plan_.in_step_h + top_; }
 
   const GatherPlan& plan_;
   int64_t channels_;
@@ -146,13 +145,13 @@ class Strip {
 // Whether every output reads one pixel, all of it and inside the image: no strip is needed then.
 inline bool is_pointwise(const GatherPlan& plan, const SuperGroups& groups) {
   return groups.count == 1 && std::all_of(plan.phases.begin(), plan.phases.end(), [&](const Phase& phase) {
-    const int64_t rows = indices_in(0, plan.out_height, phase.first_h, plan.out_step_h).end;
-    const int64_t columns = indices_in(0, plan.out_width, phase.first_w, plan.out_step_w).end;
-    return phase.taps.size() <= 1 && std::all_of(phase.taps.begin(), phase.taps.end(), [&](const Tap& tap) {
-      return tap.dy >= 0 && (rows - 1) * plan.in_step_h + tap.dy < plan.in_height && tap.dx >= 0 &&
-             (columns - 1) * plan.in_step_w + tap.dx < plan.in_width;
-    });
-  });
+           const int64_t rows = indices_in(0, plan.out_height, phase.first_h, plan.out_step_h).end;
+           const int64_t columns = indices_in(0, plan.out_width, phase.first_w, plan.out_step_w).end;
+           return phase.taps.size() <= 1 && std::all_of(phase.taps.begin(), phase.taps.end(), [&](const Tap& tap) {
+                    return tap.dy >= 0 && (rows - 1) * plan.in_step_h + tap.dy < plan.in_height && tap.dx >= 0 &&
+                           (columns - 1) * plan.in_step_w + tap.dx < plan.in_width;
+                  });
+         });
 }
 
 }  // namespace FUSED_RESNET_TARGET

@@ -38,8 +38,7 @@ void pack_panel(const Filter<S>& f, const Phase& phase, int64_t first_input, int
         for (int64_t k = 0; k < n; ++k) std::copy_n(block + k * f.input_stride, outputs, panel + k * columns);
       } else if (is_dense) {
         for (int64_t o = 0; o < outputs; ++o)
-          for (int64_t k = 0; k < n; ++k)
-            panel[k * columns + o] = block[o * f.output_stride + k * f.input_stride];
+          for (int64_t k = 0; k < n; ++k) panel[k * columns + o] = block[o * f.output_stride + k * f.input_stride];
       } else {
         for (int64_t o = 0; o < outputs; ++o)
           for (int64_t k = 0; k < n; ++k) {
@@ -48,8 +47,7 @@ void pack_panel(const Filter<S>& f, const Phase& phase, int64_t first_input, int
                 f.connects(output, input) ? from[f.output_offset(output) + f.input_offset(input)] : S(0);
           }
       }
-      for (int64_t k = 0; k < n; ++k)
-        std::fill(panel + k * columns + outputs, panel + (k + 1) * columns, S(0));
+      for (int64_t k = 0; k < n; ++k) std::fill(panel + k * columns + outputs, panel + (k + 1) * columns, S(0));
       if (n < kBlock) panel -= (kBlock - n) * columns;
     }
   }
@@ -78,9 +76,9 @@ struct Blocks {
   SuperGroups groups;
   int64_t outputs;
   Strip<S> strip;
-  int64_t depth = 0;       // columns of the widest phase
+  int64_t depth = 0;  // columns of the widest phase
   bool pointwise;
-  int64_t rows, tiles;     // of outputs in a block: image rows, and tiles of their pixels
+  int64_t rows, tiles;  // of outputs in a block: image rows, and tiles of their pixels
   int64_t strip_size;
 };
 
@@ -90,8 +88,14 @@ class Worker {
  public:
   Worker(const Blocks<S>& blocks, const S* packed, const Source<S>& source, Sink<S>& sink, int thread, S* strips,
          S* tiles)
-      : b_(blocks), plan_(blocks.plan), packed_(packed), source_(source), sink_(sink), thread_(thread),
-        strips_(strips), tiles_(tiles) {}
+      : b_(blocks),
+        plan_(blocks.plan),
+        packed_(packed),
+        source_(source),
+        sink_(sink),
+        thread_(thread),
+        strips_(strips),
+        tiles_(tiles) {}
 
   // The outputs of these rows; those until `next` are the next to come.
   void run(int64_t begin, int64_t end, int64_t next) {
@@ -100,8 +104,7 @@ class Worker {
     out_ = sink_.rows(thread_, first_pixel_);
     ahead_.clear();
     sink_.announce(first_pixel_, (end - begin) * plan_.out_width, ahead_);
-    for (const Segment& segment : segments_of(end, next, plan_.out_height))
-      b_.strip.announce(segment, source_, ahead_);
+    for (const Segment& segment : segments_of(end, next, plan_.out_height)) b_.strip.announce(segment, source_, ahead_);
     if (!b_.pointwise) {
       S* strip = strips_;
       strip_of_.clear();
@@ -250,17 +253,16 @@ void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packe
   S* tiles = workspace<S>(Slot::tiles, tiles_size * threads);
   sink.start(threads, blocks.rows * plan.out_width);
   parallel(threads, [&](int part, int parts) {
-    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size,
-                     tiles + part * tiles_size);
+    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size, tiles + part * tiles_size);
     const Range rows = share(plan.batch * plan.out_height, part, parts);
     for (int64_t row = rows.begin; row < rows.end; row += blocks.rows)
       worker.run(row, std::min(row + blocks.rows, rows.end), std::min(row + 2 * blocks.rows, rows.end));
   });
 }
 
-#define FUSED_RESNET_INSTANTIATE(S)                                                                        \
-  template int64_t packed_gather_size<S>(const GatherPlan&, const Filter<S>&);                              \
-  template void pack_gather<S>(const GatherPlan&, const Filter<S>&, int, S*);                               \
+#define FUSED_RESNET_INSTANTIATE(S)                                            \
+  template int64_t packed_gather_size<S>(const GatherPlan&, const Filter<S>&); \
+  template void pack_gather<S>(const GatherPlan&, const Filter<S>&, int, S*);  \
   template void gather_conv<S>(const GatherPlan&, const Filter<S>&, const S*, const Source<S>&, Sink<S>&, int);
 FUSED_RESNET_INSTANTIATE(float)
 FUSED_RESNET_INSTANTIATE(double)

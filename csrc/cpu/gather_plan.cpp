@@ -11,8 +11,8 @@ GatherPlan GatherPlan::forward(const ConvShape& c) {
   return {c.batch, c.height, c.width, c.out_height, c.out_width, c.stride_h, c.stride_w, 1, 1, {phase}};
 }
 
-// Pixel h of the input took part in output oh where oh stride = h + pad - r dilation. With h = first + i stride, a tap r
-// is in the phase if stride divides first + pad - r dilation, and then oh = i + (first + pad - r dilation) / stride.
+// Pixel h of the input took part in output oh where oh stride = h + pad - r dilation. With h = first + i stride, a tap
+// r is in the phase if stride divides first + pad - r dilation, and then oh = i + (first + pad - r dilation) / stride.
 GatherPlan GatherPlan::dgrad(const ConvShape& c) {
   GatherPlan plan{c.batch, c.out_height, c.out_width, c.height, c.width, 1, 1, c.stride_h, c.stride_w, {}};
   for (int64_t first_h = 0; first_h < c.stride_h; ++first_h)

@@ -18,9 +18,14 @@ template <class S>
 class GatherWgrad {
  public:
   GatherWgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads)
-      : shape_(shape), plan_(GatherPlan::forward(shape)), taps_(plan_.phases.front().taps),
-        groups_(SuperGroups::of(Filter<S>::forward(nullptr, shape, {}))), strip_(plan_, shape.channels),
-        pointwise_(is_pointwise(plan_, groups_)), u_(u), g_(g),
+      : shape_(shape),
+        plan_(GatherPlan::forward(shape)),
+        taps_(plan_.phases.front().taps),
+        groups_(SuperGroups::of(Filter<S>::forward(nullptr, shape, {}))),
+        strip_(plan_, shape.channels),
+        pointwise_(is_pointwise(plan_, groups_)),
+        u_(u),
+        g_(g),
         columns_(round_up(static_cast<int64_t>(taps_.size()) * groups_.inputs, kLanes<S>)),
         group_rows_(round_up(groups_.outputs, kColumnRows)) {
     const int64_t each = std::min(columns_, group_rows_) * static_cast<int64_t>(sizeof(S));

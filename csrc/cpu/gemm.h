@@ -44,8 +44,8 @@ inline int64_t tile_size(int64_t depth) {
   return kTileRows * round_up(depth, kChunk);
 }
 
-// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns. What lies `ahead` is asked
-// for on the way, where it is not null.
+// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns. What lies `ahead` is
+// asked for on the way, where it is not null.
 template <class S, int kVectors>
 inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
                           const S* b,  // a panel [depth, kVectors * kLanes]

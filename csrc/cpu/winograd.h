@@ -110,8 +110,8 @@ struct Winograd<4, S> {
   }
 };
 
-// out = F in F' for a transform F from kIn to kOut values; get(i, j) reads an element of `in`, put(i, j, v) takes one of
-// `out`.
+// out = F in F' for a transform F from kIn to kOut values; get(i, j) reads an element of `in`, put(i, j, v) takes one
+// of `out`.
 template <int kIn, int kOut, class V, class Get, class Transform, class Put>
 inline void both_ways(const Get& get, const Transform& transform, const Put& put) {
   V half[kOut][kIn];
@@ -158,8 +158,14 @@ class TileStrip {
   // Rows and columns of tiles overlap: row t begins at t * step - pad.
   TileStrip(int64_t rows, int64_t columns, int64_t channels, int64_t in_height, int64_t in_width, int64_t pad_h,
             int64_t pad_w)
-      : rows_(rows), columns_(columns), channels_(round_up(channels, kLanes<S>)), real_channels_(channels),
-        in_height_(in_height), in_width_(in_width), pad_h_(pad_h), pad_w_(pad_w) {}
+      : rows_(rows),
+        columns_(columns),
+        channels_(round_up(channels, kLanes<S>)),
+        real_channels_(channels),
+        in_height_(in_height),
+        in_width_(in_width),
+        pad_h_(pad_h),
+        pad_w_(pad_w) {}
 
   int64_t size() const { return rows_ * columns_ * channels_; }
   int64_t channels() const { return channels_; }
@@ -184,8 +190,7 @@ class TileStrip {
   // The memory that filling it will read, but for what the strip above has read.
   void announce(int64_t image, int64_t top, int64_t new_rows, const Source<S>& source, Ahead& ahead) const {
     const int64_t end = std::min(top - pad_h_ + rows_, in_height_), begin = std::max<int64_t>(end - new_rows, 0);
-    if (begin < end)
-      source.announce((image * in_height_ + begin) * in_width_, (end - begin) * in_width_, ahead);
+    if (begin < end) source.announce((image * in_height_ + begin) * in_width_, (end - begin) * in_width_, ahead);
   }
 
  private:

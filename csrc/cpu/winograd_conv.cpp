@@ -1,8 +1,8 @@
 // Winograd convolution: blocks of tiles are transformed, multiplied point by point as (m + 2)^2 matrix products, and
 // transformed back.
 //
-// Where the transformed filter is small, each thread takes blocks of its own that stay in its L2. Where it is large, all
-// threads work on one larger block, so that the filter is read once for all of them.
+// Where the transformed filter is small, each thread takes blocks of its own that stay in its L2. Where it is large,
+// all threads work on one larger block, so that the filter is read once for all of them.
 #include <algorithm>
 
 #include "parallel.h"
@@ -14,8 +14,8 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-constexpr int64_t kOwnBytes = 640 * 1024;            // of L2, for a block of one thread's
-constexpr int64_t kSharedBytes = 12 * 1024 * 1024;   // of L3, for a block of all threads
+constexpr int64_t kOwnBytes = 640 * 1024;           // of L2, for a block of one thread's
+constexpr int64_t kSharedBytes = 12 * 1024 * 1024;  // of L3, for a block of all threads
 constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
 
 template <class S>
@@ -30,8 +30,14 @@ class WinogradConv {
 
   WinogradConv(const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
                Sink<S>& sink, int threads)
-      : plan_(plan), inputs_(filter.inputs), outputs_(filter.outputs), padded_outputs_(padded_outputs(filter)),
-        packed_(packed), source_(source), sink_(sink), tiles_h_((plan.out_height + m - 1) / m),
+      : plan_(plan),
+        inputs_(filter.inputs),
+        outputs_(filter.outputs),
+        padded_outputs_(padded_outputs(filter)),
+        packed_(packed),
+        source_(source),
+        sink_(sink),
+        tiles_h_((plan.out_height + m - 1) / m),
         tiles_w_((plan.out_width + m - 1) / m),
         strip_(winograd_in(m), tiles_w_ * m + 2, filter.inputs, plan.in_height, plan.in_width, plan.pad_h, plan.pad_w) {
     const int64_t total = plan.batch * tiles_h_, row_bytes = tiles_w_ * kPoints * (inputs_ + outputs_) * sizeof(S);
@@ -124,7 +130,8 @@ class WinogradConv {
         S* pixel_of_tile = y + j * m * stride + k;
         both_ways<winograd_in(m), m, Vector<S>>(
             [&](int a, int b) { return load(t + (a * winograd_in(m) + b) * out_stride_); },
-            Winograd<m, S>::template output<Vector<S>>, [&](int a, int b, Vector<S> v) {
+            Winograd<m, S>::template output<Vector<S>>,
+            [&](int a, int b, Vector<S> v) {
               if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * stride, v, lanes);
             });
       }
@@ -140,7 +147,7 @@ class WinogradConv {
   int64_t tiles_h_, tiles_w_;
   TileStrip<S> strip_;
   bool is_shared_;
-  int64_t rows_;  // of tiles in a block
+  int64_t rows_;                    // of tiles in a block
   int64_t in_stride_, out_stride_;  // elements from one point to the next
   S *strips_, *in_, *out_;
 };
@@ -159,10 +166,9 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
           for (int s = 0; s < 3; ++s) w[r * 3 + s][lane] = from[r * f.r_stride + s * f.s_stride];
       }
       S* to = packed + first * f.inputs + c * columns + v;
-      both_ways<3, n, Vector<S>>([&](int i, int j) { return load(w[i * 3 + j]); },
-                                 Winograd<m, S>::template filter<Vector<S>>, [&](int i, int j, Vector<S> value) {
-                                   stream(to + (i * n + j) * padded * f.inputs, value);
-                                 });
+      both_ways<3, n, Vector<S>>(
+          [&](int i, int j) { return load(w[i * 3 + j]); }, Winograd<m, S>::template filter<Vector<S>>,
+          [&](int i, int j, Vector<S> value) { stream(to + (i * n + j) * padded * f.inputs, value); });
     }
   }
 }
@@ -196,9 +202,9 @@ void winograd_conv(int m, const WinogradPlan& plan, const Filter<S>& filter, con
   m == 2 ? run<2>(plan, filter, packed, source, sink, threads) : run<4>(plan, filter, packed, source, sink, threads);
 }
 
-#define FUSED_RESNET_INSTANTIATE(S)                                                                                    \
-  template int64_t packed_winograd_size<S>(int, const Filter<S>&);                                                     \
-  template void pack_winograd<S>(int, const Filter<S>&, int, S*);                                                      \
+#define FUSED_RESNET_INSTANTIATE(S)                                \
+  template int64_t packed_winograd_size<S>(int, const Filter<S>&); \
+  template void pack_winograd<S>(int, const Filter<S>&, int, S*);  \
   template void winograd_conv<S>(int, const WinogradPlan&, const Filter<S>&, const S*, const Source<S>&, Sink<S>&, int);
 FUSED_RESNET_INSTANTIATE(float)
 FUSED_RESNET_INSTANTIATE(double)

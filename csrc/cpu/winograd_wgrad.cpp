@@ -22,8 +22,13 @@ class WinogradWgrad {
   static constexpr int n = winograd_in(m), kPoints = winograd_points(m);
 
   WinogradWgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads)
-      : shape_(shape), u_(u), g_(g), tiles_h_((shape.out_height + m - 1) / m), tiles_w_((shape.out_width + m - 1) / m),
-        rows_of_sums_(round_up(shape.out_channels, kColumnRows)), columns_(round_up(shape.channels, kLanes<S>)),
+      : shape_(shape),
+        u_(u),
+        g_(g),
+        tiles_h_((shape.out_height + m - 1) / m),
+        tiles_w_((shape.out_width + m - 1) / m),
+        rows_of_sums_(round_up(shape.out_channels, kColumnRows)),
+        columns_(round_up(shape.channels, kLanes<S>)),
         u_strip_(n, tiles_w_ * m + 2, shape.channels, shape.height, shape.width, shape.pad_h, shape.pad_w),
         g_strip_(m, tiles_w_ * m, shape.out_channels, shape.out_height, shape.out_width, 0, 0) {
     const int64_t row_bytes = tiles_w_ * kPoints * (columns_ + rows_of_sums_) * static_cast<int64_t>(sizeof(S));
@@ -104,13 +109,14 @@ class WinogradWgrad {
       for (int64_t c = 0; c < shape_.channels; c += kLanes<S>) {
         const S* sums = sums_ + k * columns_ + c;
         const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, shape_.channels - c));
-        both_ways<n, 3, Vector<S>>(
-            [&](int a, int b) { return load(sums + (a * n + b) * rows_of_sums_ * columns_); },
-            Winograd<m, S>::template filter_gradient<Vector<S>>, [&](int r, int s, Vector<S> v) {
-              S values[kLanes<S>];
-              store(values, v);
-              for (int i = 0; i < lanes; ++i) g_weight[k * w.k + (c + i) * w.c + r * w.r + s * w.s] = values[i];
-            });
+        both_ways<n, 3, Vector<S>>([&](int a, int b) { return load(sums + (a * n + b) * rows_of_sums_ * columns_); },
+                                   Winograd<m, S>::template filter_gradient<Vector<S>>,
+                                   [&](int r, int s, Vector<S> v) {
+                                     S values[kLanes<S>];
+                                     store(values, v);
+                                     for (int i = 0; i < lanes; ++i)
+                                       g_weight[k * w.k + (c + i) * w.c + r * w.r + s * w.s] = values[i];
+                                   });
       }
   }
 
@@ -119,7 +125,7 @@ class WinogradWgrad {
   int64_t tiles_h_, tiles_w_;
   int64_t rows_of_sums_, columns_;  // of the result at one point, padded
   TileStrip<S> u_strip_, g_strip_;
-  int64_t rows_, tiles_;                // of a block: rows of tiles, and tiles
+  int64_t rows_, tiles_;                 // of a block: rows of tiles, and tiles
   int64_t u_stride_, g_row_, g_stride_;  // from point to point, and from tile to tile
   S *u_strips_, *g_strips_, *u_tiles_, *g_tiles_, *sums_;
 };

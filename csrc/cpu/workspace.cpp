@@ -35,10 +35,16 @@ void* workspace(Slot slot, size_t bytes) {
     const size_t size = (bytes + alignment - 1) / alignment * alignment;
     buffer.data = std::aligned_alloc(alignment, size);
     if (!buffer.data) throw std::bad_alloc();
-    if (alignment == kHugePage) madvise(buffer.data, size, MADV_HUGEPAGE);  // fewer misses of the TLB; may be refused
+    if (alignment == kHugePage) advise_huge_pages(buffer.data, size);
     buffer.bytes = size;
   }
   return buffer.data;
+}
+
+void advise_huge_pages(void* data, size_t bytes) {
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 size_t workspace_bytes() {

@@ -19,6 +19,11 @@ S* workspace(Slot slot, int64_t elements) {
   return static_cast<S*>(workspace(slot, static_cast<size_t>(elements) * sizeof(S)));
 }
 
+// Asks for huge pages under a block of memory that is about to be written for the first time. glibc maps a large block
+// anew each time it is allocated; 512 pages of 4 KiB cost several times as much to fault in as one of 2 MiB. No
+// promise: the system may not have them.
+void advise_huge_pages(void* data, size_t bytes);
+
 // Bytes held by the calling thread.
 size_t workspace_bytes();
 

@@ -95,9 +95,7 @@ def test_winograd_accuracy_on_resnet_layers(
     want, stock = passes(x.double(), weight.double(), g.double()), passes(x, weight, g)
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     y, mean, _ = cpu.bn_act_conv(x, None, IDENTITY, weight, None, conv, False)
-    backward = cpu.bn_act_conv_backward(
-        g, None, None, x, None, IDENTITY, weight, y, mean, conv, (True, True, False)
-    )
+    backward = cpu.bn_act_conv_backward(g, None, None, x, None, IDENTITY, weight, y, mean, conv, (True, True, False))
     for got, stock_got, exact, limit in zip((y, backward[0], backward[2]), stock, want, LIMITS[algorithm], strict=True):
         allowed = limit or 3 * relative_error(stock_got, exact)
         assert relative_error(got, exact) <= allowed
@@ -112,7 +110,9 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert chosen() == "winograd_f4"
     assert chosen(size=2) == "winograd_f2"
-    assert chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
+    assert (
+        chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
+    )
     assert chosen(dense._replace(groups=4)) == chosen(shape=(64, 64, 1, 1)) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
     assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"

@@ -71,7 +71,7 @@ def bn_act_conv_backward(
     (vectors, norm), act = native.norm(bn, x.dtype), native.activation(activation)
     g_x = g_bn = g_weight = g_bias = None
     if output_mask[0]:
-        g_x, g_bn = torch.empty_like(x, memory_format=torch.channels_last), native.gradient_vectors(bn, x)
+        g_x, g_bn = native.empty(tuple(x.shape), x.dtype), native.gradient_vectors(bn, x)
         _cpu.conv_dgrad(
             engine.arguments,
             act,

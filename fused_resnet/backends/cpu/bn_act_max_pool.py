@@ -20,7 +20,7 @@ def bn_act_max_pool(
 ) -> tuple[Tensor, Tensor]:
     """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
     size = (*x.shape[:2], *pool.output_size((x.shape[2], x.shape[3])))
-    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    out = native.empty(size, x.dtype)
     indices = torch.empty_like(out, dtype=torch.uint8)
     vectors, norm = native.norm(bn, x.dtype)
     _cpu.bn_act_max_pool(
@@ -46,7 +46,7 @@ def bn_act_max_pool_backward(
     pool: MaxPool,
 ) -> tuple[Tensor, Tensor | None]:
     """g_x [N, C, H, W] and g_bn [4, C]."""
-    g_x, g_bn = torch.empty_like(x), native.gradient_vectors(bn, x)
+    g_x, g_bn = native.empty_like(x), native.gradient_vectors(bn, x)
     vectors, norm = native.norm(bn, x.dtype)
     _cpu.bn_act_max_pool_backward(
         native.DTYPES[x.dtype],

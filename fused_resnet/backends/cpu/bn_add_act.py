@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import _cpu
@@ -20,7 +19,7 @@ def bn_add_act(
     activation: Activation,
 ) -> Tensor:
     """out [N, C, H, W]."""
-    out = torch.empty_like(x)
+    out = native.empty_like(x)
     (vectors, norm), (residual_vectors, residual_norm) = native.norm(bn, x.dtype), native.norm(residual_bn, x.dtype)
     _cpu.bn_add_act(
         native.DTYPES[x.dtype],
@@ -46,8 +45,8 @@ def bn_add_act_backward(
     activation: Activation,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """g_x [N, C, H, W], g_bn [4, C], g_residual [N, C, H, W], g_residual_bn [4, C]."""
-    g_x = torch.empty_like(x)
-    g_residual = None if residual is None else torch.empty_like(x)
+    g_x = native.empty_like(x)
+    g_residual = None if residual is None else native.empty_like(x)
     g_bn, g_residual_bn = native.gradient_vectors(bn, x), native.gradient_vectors(residual_bn, x)
     (vectors, norm), (residual_vectors, residual_norm) = native.norm(bn, x.dtype), native.norm(residual_bn, x.dtype)
     _cpu.bn_add_act_backward(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ... import _cpu
@@ -41,4 +40,4 @@ class Engine(NamedTuple):
 
     def empty_output(self, x: Tensor) -> Tensor:
         """Room for the output, [N, K, OH, OW] in channels_last and the type of ``x``."""
-        return torch.empty(self.output_shape, dtype=x.dtype, memory_format=torch.channels_last)
+        return native.empty(self.output_shape, x.dtype)

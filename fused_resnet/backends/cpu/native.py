@@ -5,13 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _cpu
 from ..arguments import ACTIVATIONS, Activation, BatchNorm, accumulate_dtype
 
-__all__ = ["DTYPES", "activation", "gradient_vectors", "norm", "pointer", "threads", "vector", "view"]
+__all__ = [
+    "DTYPES",
+    "activation",
+    "empty",
+    "empty_like",
+    "gradient_vectors",
+    "norm",
+    "pointer",
+    "threads",
+    "vector",
+    "view",
+]
 
 # The numbering is that of DType in csrc/shapes.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_NORM = (0, 0, 0, 0, 0.0)
+
+_LARGE_BYTES = 4 << 20  # two huge pages
 
 Norm = tuple[int, int, int, int, float]
 
@@ -19,6 +33,22 @@ Norm = tuple[int, int, int, int, float]
 def threads() -> int:
     """As many threads as PyTorch uses."""
     return torch.get_num_threads()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Room for an image [N, C, H, W] in channels_last."""
+    return _advised(torch.empty(shape, dtype=dtype, memory_format=torch.channels_last))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Room for an image in the type and layout of the dense ``x``."""
+    return _advised(torch.empty_like(x))
+
+
+def _advised(t: Tensor) -> Tensor:
+    if t.nbytes >= _LARGE_BYTES:
+        _cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
+    return t
 
 
 def pointer(t: Tensor | None) -> int:
