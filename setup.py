@@ -7,6 +7,8 @@ CXX
     The C++ compiler (g++ or clang++; C++17, OpenMP, vector extensions). Without one the package is pure Python.
 FUSED_RESNET_NATIVE=0
     Leaves the native modules out on purpose.
+FUSED_RESNET_SANITIZE=address,undefined
+    Builds with these sanitizers of the compiler, and symbols; see ``make sanitize``.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ FLAGS = (
 )
 
 
+SANITIZERS = os.environ.get("FUSED_RESNET_SANITIZE", "")
+SANITIZE = f"-fsanitize={SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" if SANITIZERS else ""
+
+
 def compiler() -> str | None:
     """The C++ compiler to use, or None."""
     if os.environ.get("FUSED_RESNET_NATIVE") == "0":
@@ -84,8 +90,10 @@ def write_ninja_file(path: Path, target: Path) -> None:
     with path.open("w") as file:
         n = Writer(file, width=120)
         n.variable("cxx", compiler())
-        n.rule("compile", f"$cxx {FLAGS} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-        n.rule("link", "$cxx -shared -fopenmp -s $in -o $out")
+        n.rule(
+            "compile", f"$cxx {FLAGS} {SANITIZE} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc"
+        )
+        n.rule("link", f"$cxx -shared -fopenmp {SANITIZE or '-s'} $in -o $out")
         objects = []
 
         def compile_unit(unit: str, source: str, flags: str) -> None:
