@@ -22,6 +22,7 @@ class GatherWgrad {
         plan_(GatherPlan::forward(shape)),
         taps_(plan_.phases.front().taps),
         groups_(SuperGroups::of(Filter<S>::forward(nullptr, shape, {}))),
+        runs_(runs_of(taps_, groups_)),
         strip_(plan_, shape.channels),
         pointwise_(is_pointwise(plan_, groups_)),
         u_(u),
@@ -34,7 +35,8 @@ class GatherWgrad {
     pixels_ = rows_ * shape.out_width;
     // One odd cache line more: rows a power of two apart would share one set of L1.
     g_stride_ = round_up(group_rows_ * groups_.count, 16) + 16;
-    strip_size_ = pointwise_ ? 0 : strip_.size((rows_ + threads - 1) / threads, rows_ / shape.out_height + 2);
+    // One segment at a time; all of a block where fewer threads come than were asked for.
+    strip_size_ = pointwise_ ? 0 : strip_.size(std::min(rows_, shape.out_height), 1);
     strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
     u_size_ = round_up(columns_, kPanel<S>) * pixels_;
     columns_of_u_ = workspace<S>(Slot::tiles, groups_.count * u_size_);
@@ -91,12 +93,11 @@ class GatherWgrad {
   }
 
   void gather_row(const Segment& segment, const S* strip, int64_t i, int64_t m) const {
-    const std::vector<Run> runs = runs_of(taps_, groups_);
     for (int64_t group = 0; group < groups_.count; ++group) {
       const Rows<S> panels = Rows<S>::panels(columns_of_u_ + group * u_size_, pixels_);
       for (int64_t j = 0; j < shape_.out_width; ++j) {
         int64_t column = 0;
-        for (const Run& run : runs) {
+        for (const Run& run : runs_) {
           copy_columns(panels.from_row(m + j), column,
                        strip_.at(segment, strip, i, j, run.dy, run.dx) + group * groups_.inputs, run.length);
           column += run.length;
@@ -140,6 +141,7 @@ class GatherWgrad {
   GatherPlan plan_;
   const std::vector<Tap>& taps_;
   SuperGroups groups_;
+  std::vector<Run> runs_;
   Strip<S> strip_;
   bool pointwise_;
   const Source<S>&u_, &g_;

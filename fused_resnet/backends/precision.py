@@ -13,8 +13,8 @@ def set_float32_conv_precision(precision: str) -> None:
     """Sets how backends may compute float32 convolutions.
 
     ``"high"``, the default, allows algorithms that round more than direct convolution does, such as Winograd's;
-    ``"highest"`` asks for direct convolution. A backend that has direct convolution alone computes the same under both:
-    ``reference`` and ``cpu`` do so today.
+    ``"highest"`` asks for direct convolution. A backend that has direct convolution alone, as ``reference``,
+    computes the same under both.
 
     Raises ValueError for any other value.
     """

@@ -29,15 +29,14 @@ def layer_table(rows: Sequence[Row]) -> Group:
     tables = []
     for _, model_rows in groupby(rows, lambda row: row["model"]):
         group = list(model_rows)
-        has_algorithm = any(row["algorithm"] for row in group)
         title = "{model}, batch {batch}, {image_size}x{image_size}, {dtype}, {threads} threads".format(**group[0])
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
-        for column in COLUMNS if has_algorithm else COLUMNS[:-1]:
+        for column in COLUMNS:
             is_text = column in ("layer", "pass", "algorithm")
             table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "layer")
         for _, layer_rows in groupby(group, lambda row: row["layer"]):
             for place, row in enumerate(layer_rows):
-                table.add_row(*_cells(row, place)[: len(table.columns)], style=_style(row))
+                table.add_row(*_cells(row, place), style=_style(row))
             table.add_section()
         tables.append(Padding(table, (0, 0, 1, 0)))
     return Group(*tables, FOOTNOTE)
@@ -55,7 +54,7 @@ def _cells(row: Row, place: int) -> list[str]:
         f"{row['percent_of_peak']:.0f}",
         f"{row['stock_percent_of_peak']:.0f}",
         f"{row['speedup_vs_stock']:.2f}",
-        row["algorithm"] or "",
+        row["algorithm"],
     ]
 
 

@@ -53,8 +53,7 @@ class Form(NamedTuple):
 
 def _our_backend(weight_shape: Sequence[int], conv: Conv) -> ModuleType:
     """The backend that our ops send a convolution to."""
-    is_depthwise = getattr(cpu, "is_depthwise", None)
-    return reference if is_depthwise is not None and is_depthwise(weight_shape, conv) else cpu
+    return reference if cpu.is_depthwise(weight_shape, conv) else cpu
 
 
 def _our_forward(o: Operands) -> Tensor:
@@ -147,20 +146,17 @@ class LayerTrial:
         with torch.no_grad():
             return {name: _mean_ms(self.calls[name], self.repeats[name]) for name in order}
 
-    def algorithm(self) -> str | None:
-        """What our backend chooses for this layer, where it tells; ``reference``: that it leaves it to PyTorch."""
-        choose, layer = getattr(cpu, "conv_algorithm", None), self.layer
-        if choose is None or layer is None:
-            return None
+    def algorithm(self) -> str:
+        """Our backend's choice for this layer; ``reference``: it leaves it to PyTorch."""
+        layer = self.layer
+        assert layer is not None, "prepare() comes first"
         if _our_backend(layer.weight_shape, layer.conv) is reference:
             return "reference"
-        return str(
-            choose(
-                conv=layer.conv,
-                weight_shape=layer.weight_shape,
-                out_size=layer.output_shape[2:],
-                dtype=torch.float32,
-            )
+        return cpu.conv_algorithm(
+            conv=layer.conv,
+            weight_shape=layer.weight_shape,
+            out_size=layer.output_shape[2:],
+            dtype=torch.float32,
         )
 
     def _make_operands(self, layer: Layer) -> None:

@@ -81,7 +81,7 @@ def layer_row(
     pass_name: str,
     rounds: Sequence[Mapping[str, float]],  # of each round: ms by form
     peak: float,  # FLOP/s
-    algorithm: str | None,
+    algorithm: str,
 ) -> dict[str, Any]:
     """A row of the result.
 
@@ -115,7 +115,7 @@ def layer_row(
     }
 
 
-def _measure(child: Child, layer: Layer, pass_name: str, count: int) -> tuple[str | None, list[dict[str, float]]]:
+def _measure(child: Child, layer: Layer, pass_name: str, count: int) -> tuple[str, list[dict[str, float]]]:
     """The algorithm of ours, and of each round the ms by form; BenchError where a form is wrong."""
     ready = child.ask("prepare", layer=layer._asdict(), pass_name=pass_name)
     for form, error in ready["relative_errors"].items():

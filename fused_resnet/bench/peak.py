@@ -13,14 +13,5 @@ _DTYPES = {"fp32": 0, "fp64": 1}  # the numbering of csrc/shapes.h; half types a
 
 
 def multiply_add_peak(dtype: str, threads: int) -> float:
-    """FLOP/s, two for a multiply-add, of that many threads together: the best of ``RUNS`` runs.
-
-    Raises ImportError where the native module has no such measurement.
-    """
-    measure = getattr(_cpu, "multiply_add_peak", None)
-    if measure is None:
-        raise ImportError(
-            "expected a fused_resnet._cpu that has multiply_add_peak, got one built from other sources: "
-            "rebuild it with pip install"
-        )
-    return max(float(measure(_DTYPES[dtype], threads, RUN_S)) for _ in range(RUNS))
+    """FLOP/s, two for a multiply-add, of that many threads together: the best of ``RUNS`` runs."""
+    return max(float(_cpu.multiply_add_peak(_DTYPES[dtype], threads, RUN_S)) for _ in range(RUNS))

@@ -105,12 +105,6 @@ cpu.bn_act_conv_backward = lambda *a: tuple(None if g is None else {factor} * g 
     assert rows == [1]  # forward was right
 
 
-def test_a_native_module_without_a_peak_is_one_error(worker):
-    worker("del _cpu.multiply_add_peak")
-    with pytest.raises(BenchError, match=r"resnet20, layers: ImportError: expected a fused_resnet\._cpu that has"):
-        run_layers(settings())
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

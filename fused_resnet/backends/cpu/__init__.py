@@ -29,6 +29,7 @@ __all__ = [
     "conv_algorithm",
     "conv_bn_add_act",
     "free_workspace",
+    "is_depthwise",
     "isa",
     "set_isa",
     "supported_isas",
