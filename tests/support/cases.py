@@ -76,4 +76,7 @@ def assert_op_matches_stock(
         results.append([*outputs, *gradients])
     for i, (got, stock_got, want) in enumerate(zip(*results, strict=True)):
         assert got.dtype == stock_got.dtype
-        assert_close_three_way(got, stock_got, want, atol=atol, name=f"tensor {i}")
+        # A mean is a sum that may cancel: its error counts against the size of what it is the mean of.
+        is_mean = len(outputs) == 3 and i == 1
+        least_scale = results[2][0].square().mean().sqrt().item() if is_mean else 0.0
+        assert_close_three_way(got, stock_got, want, atol=atol, name=f"tensor {i}", least_scale=least_scale)
