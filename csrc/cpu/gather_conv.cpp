@@ -69,6 +69,9 @@ struct Blocks {
     const int64_t each = (plan.batch * plan.out_height + threads - 1) / threads;
     rows = std::clamp<int64_t>(pixels / plan.out_width, 1, each);
     tiles = (rows * plan.out_width + kTileRows - 1) / kTileRows;
+    for (const Phase& phase : plan.phases) steps += depth_of(phase, groups);
+    steps *=
+        groups.count * ((groups.outputs + kPanel<S> - 1) / kPanel<S>)*tiles / static_cast<int64_t>(plan.phases.size());
     strip_size = pointwise ? 0 : strip.size(rows, rows / plan.out_height + 2);
   }
 
@@ -79,6 +82,7 @@ struct Blocks {
   int64_t depth = 0;  // columns of the widest phase
   bool pointwise;
   int64_t rows, tiles;  // of outputs in a block: image rows, and tiles of their pixels
+  int64_t steps = 0;    // of all products of a block
   int64_t strip_size;
 };
 
@@ -105,6 +109,7 @@ class Worker {
     ahead_.clear();
     sink_.announce(first_pixel_, (end - begin) * plan_.out_width, ahead_);
     for (const Segment& segment : segments_of(end, next, plan_.out_height)) b_.strip.announce(segment, source_, ahead_);
+    ahead_.spread(b_.steps * (end - begin) / b_.rows);
     if (!b_.pointwise) {
       S* strip = strips_;
       strip_of_.clear();
@@ -193,7 +198,7 @@ class Worker {
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
         S* out[kTileRows] = {};
         for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + group * b_.groups.outputs + o;
-        const char* ahead = ahead_.take(depth * kRowsAhead);
+        const Prefetch ahead = ahead_.take(depth);
         if (columns <= kLanes<S>)
           multiply_rows<S, 1>(tile, panel, depth, out, rows, columns, ahead);
         else

@@ -10,9 +10,13 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// Of L2, for the smaller of a block's two matrices: it is read again for each panel of the larger one. The longer a
-// block, the less often the result is added to.
-constexpr int64_t kBlockBytes = 600 * 1024;
+// A block of pixels, as long as the smaller of its two matrices fits L2 next to other things, is multiplied in pieces:
+// kPiece pixels of a panel stay in L1, while kSlabBlocks blocks of rows of gradients go by, which stay in L2 for the
+// next panel. The longer a block, the less often the result comes from memory; the shorter a piece, the less its sums
+// round.
+constexpr int64_t kBlockBytes = 320 * 1024;
+constexpr int64_t kPiece = 128;
+constexpr int64_t kSlabBlocks = 32;
 
 template <class S>
 class GatherWgrad {
@@ -29,18 +33,21 @@ class GatherWgrad {
         g_(g),
         columns_(round_up(static_cast<int64_t>(taps_.size()) * groups_.inputs, kLanes<S>)),
         group_rows_(round_up(groups_.outputs, kColumnRows)) {
-    const int64_t each = std::min(columns_, group_rows_) * static_cast<int64_t>(sizeof(S));
-    const int64_t pixels = std::clamp<int64_t>(kBlockBytes / each, 64, 512);
+    const int64_t each = (columns_ + group_rows_) * static_cast<int64_t>(sizeof(S));
+    const int64_t pixels = std::clamp<int64_t>(kBlockBytes / each, 128, 512);
     rows_ = std::clamp<int64_t>(pixels / shape.out_width, 1, shape.batch * shape.out_height);
     pixels_ = rows_ * shape.out_width;
-    // One odd cache line more: rows a power of two apart would share one set of L1.
-    g_stride_ = round_up(group_rows_ * groups_.count, 16) + 16;
     // One segment at a time; all of a block where fewer threads come than were asked for.
     strip_size_ = pointwise_ ? 0 : strip_.size(std::min(rows_, shape.out_height), 1);
     strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
     u_size_ = round_up(columns_, kPanel<S>) * pixels_;
     columns_of_u_ = workspace<S>(Slot::tiles, groups_.count * u_size_);
-    rows_of_g_ = workspace<S>(Slot::gradients, g_stride_ * pixels_);
+    // A super-group's outputs, where they are not whole chunks, are one.
+    const int64_t chunk =
+        groups_.count == 1 || groups_.outputs % kColumnChunk<S> == 0 ? kColumnChunk<S> : groups_.outputs;
+    const int64_t row = round_up(chunk, kColumnChunk<S>);
+    g_size_ = (groups_.outputs + chunk - 1) / chunk * row * pixels_;
+    gradients_ = {workspace<S>(Slot::gradients, groups_.count * g_size_), row, chunk, row * pixels_};
     sums_ = workspace<S>(Slot::sums, groups_.count * group_rows_ * columns_);
   }
 
@@ -69,7 +76,7 @@ class GatherWgrad {
       if (!pointwise_) strip_.fill(segment, u_, strip);
       for (int64_t i = segment.begin; i < segment.end; ++i, m += shape_.out_width) {
         const int64_t pixel = (segment.image * shape_.out_height + i) * shape_.out_width;
-        read_gradients(pixel, m);
+        g_.read(pixel, 1, shape_.out_width, gradients_.from_row(m));
         if (pointwise_) {
           const int64_t y = segment.image * plan_.in_height + i * plan_.in_step_h + taps_[0].dy;
           u_.read(y * plan_.in_width + taps_[0].dx, plan_.in_step_w, shape_.out_width,
@@ -86,12 +93,6 @@ class GatherWgrad {
     for (const Segment& segment : segments_of(begin, end, shape_.out_height)) strip_.announce(segment, u_, ahead);
   }
 
-  // A super-group's channels begin at a multiple of kColumnRows.
-  void read_gradients(int64_t pixel, int64_t m) const {
-    const Rows<S> rows{rows_of_g_ + m * g_stride_, g_stride_, groups_.outputs, group_rows_};
-    g_.read(pixel, 1, shape_.out_width, rows);
-  }
-
   void gather_row(const Segment& segment, const S* strip, int64_t i, int64_t m) const {
     for (int64_t group = 0; group < groups_.count; ++group) {
       const Rows<S> panels = Rows<S>::panels(columns_of_u_ + group * u_size_, pixels_);
@@ -106,19 +107,31 @@ class GatherWgrad {
     }
   }
 
-  // The larger matrix's panels or rows in the outer loop.
   void multiply(int64_t pixels, int part, int parts, bool adds, Ahead& ahead) const {
     const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = group_rows_ / kColumnRows;
     const Range items = share(groups_.count * panels * blocks, part, parts);
-    for (int64_t item = items.begin; item < items.end; ++item) {
+    ahead.spread((items.end - items.begin) * pixels);
+    for (int64_t item = items.begin, count; item < items.end; item += count) {
       const int64_t group = item / (blocks * panels), rest = item % (blocks * panels);
-      const bool panels_outside = columns_ >= group_rows_;
-      const int64_t first = (panels_outside ? rest / blocks : rest % panels) * kPanel<S>;
-      const int64_t k = (panels_outside ? rest % blocks : rest / panels) * kColumnRows;
-      multiply_columns_panel(rows_of_g_ + group * group_rows_ + k, g_stride_,
-                             columns_of_u_ + group * u_size_ + first * pixels_, pixels, columns_ - first,
-                             sums_ + (group * group_rows_ + k) * columns_ + first, columns_, adds,
-                             ahead.take(pixels * kColumnsAhead));
+      const int64_t slab = rest / (kSlabBlocks * panels) * kSlabBlocks, height = std::min(kSlabBlocks, blocks - slab);
+      const int64_t panel = (rest - slab * panels) / height, block = (rest - slab * panels) % height;
+      count = std::min(height - block, items.end - item);
+      multiply_slab(group, panel * kPanel<S>, slab + block, count, pixels, adds, ahead);
+    }
+  }
+
+  // `count` blocks of kColumnRows rows of the result, in one panel of columns.
+  void multiply_slab(int64_t group, int64_t column, int64_t block, int64_t count, int64_t pixels, bool adds,
+                     Ahead& ahead) const {
+    const S* panel = columns_of_u_ + group * u_size_ + column * pixels_;
+    for (int64_t pixel = 0; pixel < pixels; pixel += kPiece, adds = true) {
+      const int64_t piece = std::min(kPiece, pixels - pixel);
+      for (int64_t k = block * kColumnRows; k < (block + count) * kColumnRows; k += kColumnRows)
+        multiply_columns_panel(gradients_.data + group * g_size_ + k / gradients_.chunk * gradients_.chunk_stride +
+                                   k % gradients_.chunk + pixel * gradients_.row_stride,
+                               gradients_.row_stride, panel + pixel * kPanel<S>, piece, columns_ - column,
+                               sums_ + (group * group_rows_ + k) * columns_ + column, columns_, adds,
+                               ahead.take(piece));
     }
   }
 
@@ -147,8 +160,10 @@ class GatherWgrad {
   const Source<S>&u_, &g_;
   int64_t columns_, group_rows_;  // of a super-group's result, padded
   int64_t rows_, pixels_;         // of outputs in a block
-  int64_t u_size_, g_stride_, strip_size_;
-  S *strips_, *columns_of_u_, *rows_of_g_, *sums_;
+  int64_t u_size_, g_size_;       // of a super-group's matrices
+  int64_t strip_size_;
+  S *strips_, *columns_of_u_, *sums_;
+  Rows<S> gradients_{};  // super-group by super-group
 };
 
 }  // namespace

@@ -5,6 +5,8 @@
 // so that both operands are read along their rows and nothing is transposed.
 #pragma once
 
+#include <numeric>
+
 #include "ahead.h"
 #include "simd.h"
 
@@ -35,6 +37,11 @@ constexpr int64_t kChunk = 64;
 template <class S>
 constexpr int64_t kPanel = kPanelVectors * kLanes<S>;  // columns of a panel
 
+// Columns that a row of multiply_columns' left side has next to each other: whole registers to write, whole blocks to
+// read.
+template <class S>
+constexpr int64_t kColumnChunk = std::lcm<int64_t>(kColumnRows, kLanes<S>);
+
 constexpr int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
@@ -49,16 +56,15 @@ inline int64_t tile_size(int64_t depth) {
 template <class S, int kVectors>
 inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
                           const S* b,  // a panel [depth, kVectors * kLanes]
-                          int64_t depth, S* const* out, int rows, int64_t columns, const char* ahead = nullptr) {
+                          int64_t depth, S* const* out, int rows, int64_t columns, Prefetch ahead = {}) {
   constexpr int N = kLanes<S>;
-  const int64_t step = ahead ? kRowsAhead : 0;
-  if (!ahead) ahead = reinterpret_cast<const char*>(a);
+  const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(a);
   Vector<S> sums[kTileRows][kVectors] = {};
   for (int64_t left = depth; left > 0; left -= kChunk, a += kTileRows * kChunk) {
     const int64_t n = left < kChunk ? left : kChunk;
     for (int64_t k = 0; k < n; ++k, b += kVectors * N) {
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += step;
+      __builtin_prefetch(soon, 0, 2);
+      soon += ahead.bytes_per_step;
       Vector<S> panel[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
@@ -94,13 +100,12 @@ inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kCh
 // there where `adds` says so.
 template <class S, int kVectors>
 inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b_stride, int64_t depth, S* out,
-                             int64_t out_stride, bool adds, const char* ahead = nullptr) {
+                             int64_t out_stride, bool adds, Prefetch ahead = {}) {
   constexpr int N = kLanes<S>;
-  const int64_t step = ahead ? kColumnsAhead : 0;
-  if (!ahead) ahead = reinterpret_cast<const char*>(out);
+  const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(out);
   Vector<S> sums[kColumnRows][kVectors] = {};
-  for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride, ahead += step) {
-    __builtin_prefetch(ahead, 0, 2);
+  for (int64_t p = 0; p < depth; ++p, a += a_stride, b += b_stride, soon += ahead.bytes_per_step) {
+    __builtin_prefetch(soon, 0, 2);
     Vector<S> panel[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
@@ -124,7 +129,7 @@ inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b
 // The same for a panel [depth, kPanel] of which only the first `columns` count.
 template <class S>
 inline void multiply_columns_panel(const S* a, int64_t a_stride, const S* panel, int64_t depth, int64_t columns, S* out,
-                                   int64_t out_stride, bool adds, const char* ahead) {
+                                   int64_t out_stride, bool adds, const Prefetch& ahead) {
   if (columns <= kLanes<S>)
     multiply_columns<S, 1>(a, a_stride, panel, kPanel<S>, depth, out, out_stride, adds, ahead);
   else

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kOwnBytes = 640 * 1024;           // of L2, for a block of one thread's
 constexpr int64_t kSharedBytes = 12 * 1024 * 1024;  // of L3, for a block of all threads
 constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
+constexpr int64_t kStreamedBytes = 16 * 1024 * 1024;  // a packed filter that no cache keeps until it is read
 
 template <class S>
 int64_t padded_outputs(const Filter<S>& filter) {
@@ -98,17 +99,19 @@ class WinogradConv {
   }
 
   void multiply(const Range& items, int64_t tiles, const S* in, S* out, Ahead& ahead) const {
+    const int64_t steps = (tiles + kTileRows - 1) / kTileRows * inputs_;  // for an item
+    ahead.spread((items.end - items.begin) * steps);
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t point = item / panels(), first = item % panels() * kPanel<S>;
       const S* panel = packed_ + (point * padded_outputs_ + first) * inputs_;
       if (is_shared_ && item + 1 < items.end)  // the next panel follows this one; large filters come from memory
-        ahead.add_first(panel + kPanel<S> * inputs_, kPanel<S> * inputs_ * static_cast<int64_t>(sizeof(S)));
+        ahead.add_first(panel + kPanel<S> * inputs_, kPanel<S> * inputs_ * static_cast<int64_t>(sizeof(S)), steps);
       const S* tile = in + point * in_stride_;
       for (int64_t t = 0; t < tiles; t += kTileRows, tile += tile_size(inputs_)) {
         S* rows[kTileRows];
         for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
-        const char* soon = ahead.take(inputs_ * kRowsAhead);
+        const Prefetch soon = ahead.take(inputs_);
         if (padded_outputs_ - first < kPanel<S>)
           multiply_rows<S, 1>(tile, panel, inputs_, rows, count, kLanes<S>, soon);
         else
@@ -152,25 +155,45 @@ class WinogradConv {
   S *strips_, *in_, *out_;
 };
 
+constexpr int64_t kPackedInputs = 16;  // at a time: a cache line of a filter in channels_last
+
+// The 3x3 filters between `inputs` inputs and a register's lanes of outputs, tap by tap.
+template <class S>
+void read_filters(const Filter<S>& f, int64_t input, int64_t inputs, int64_t output, int lanes,
+                  S (&taps)[9][kPackedInputs][kLanes<S>]) {
+  for (int tap = 0; tap < 9; ++tap) {
+    const S* from = f.data + input * f.input_stride + tap / 3 * f.r_stride + tap % 3 * f.s_stride;
+    if (f.output_stride == 1) {
+      for (int64_t c = 0; c < inputs; ++c) store(taps[tap][c], load(from + c * f.input_stride + output, lanes));
+      continue;
+    }
+    for (int lane = 0; lane < lanes; ++lane)
+      for (int64_t c = 0; c < inputs; ++c)
+        taps[tap][c][lane] = from[(output + lane) * f.output_stride + c * f.input_stride];
+  }
+}
+
 // Transforms the filters of one panel for all points: [points][panel][inputs, columns].
 template <int m, class S>
 void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
   constexpr int n = winograd_in(m), N = kLanes<S>;
   const int64_t columns = std::min(kPanel<S>, padded - first);
-  for (int64_t c = 0; c < f.inputs; ++c) {
+  const bool is_large = packed_winograd_size(m, f) * static_cast<int64_t>(sizeof(S)) > kStreamedBytes;
+  S taps[9][kPackedInputs][N] = {};
+  for (int64_t input = 0; input < f.inputs; input += kPackedInputs)
     for (int64_t v = 0; v < columns; v += N) {
-      S w[9][N] = {};
-      for (int lane = 0; lane < N && first + v + lane < f.outputs; ++lane) {
-        const S* from = f.data + f.output_offset(first + v + lane) + f.input_offset(c);
-        for (int r = 0; r < 3; ++r)
-          for (int s = 0; s < 3; ++s) w[r * 3 + s][lane] = from[r * f.r_stride + s * f.s_stride];
+      const int64_t inputs = std::min(kPackedInputs, f.inputs - input);
+      read_filters(f, input, inputs, first + v, static_cast<int>(std::min<int64_t>(N, f.outputs - first - v)), taps);
+      for (int64_t c = 0; c < inputs; ++c) {
+        S* to = packed + first * f.inputs + (input + c) * columns + v;
+        both_ways<3, n, Vector<S>>([&](int i, int j) { return load(taps[i * 3 + j][c]); },
+                                   Winograd<m, S>::template filter<Vector<S>>,
+                                   [&](int i, int j, Vector<S> value) {
+                                     S* point = to + (i * n + j) * padded * f.inputs;
+                                     is_large ? stream(point, value) : store(point, value);
+                                   });
       }
-      S* to = packed + first * f.inputs + c * columns + v;
-      both_ways<3, n, Vector<S>>(
-          [&](int i, int j) { return load(w[i * 3 + j]); }, Winograd<m, S>::template filter<Vector<S>>,
-          [&](int i, int j, Vector<S> value) { stream(to + (i * n + j) * padded * f.inputs, value); });
     }
-  }
 }
 
 }  // namespace

@@ -95,12 +95,13 @@ class WinogradWgrad {
   void multiply(int64_t tiles, int part, int parts, bool adds, Ahead& ahead) const {
     const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = rows_of_sums_ / kColumnRows;
     const Range items = share(kPoints * panels * blocks, part, parts);
+    ahead.spread((items.end - items.begin) * tiles);
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t point = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
       const int64_t k = item % blocks * kColumnRows;
       multiply_columns_panel(g_tiles_ + point * g_stride_ + k, g_row_, u_tiles_ + point * u_stride_ + first * tiles_,
                              tiles, columns_ - first, sums_ + (point * rows_of_sums_ + k) * columns_ + first, columns_,
-                             adds, ahead.take(tiles * kColumnsAhead));
+                             adds, ahead.take(tiles));
     }
   }
 
