@@ -45,13 +45,14 @@ class Sink {
  public:
   virtual ~Sink() = default;
 
-  // Tells how many threads there are, and how many pixels finish() gets at most.
+  // Tells how many threads there are, and how many pixels they write at a time.
   virtual void start(int threads, int64_t pixels) = 0;
-  // Where the pixels from `pixel` on are to be written, row_stride() elements apart.
+  // Where this thread's pixels from `pixel` on are to be written, row_stride() elements apart.
   virtual S* rows(int thread, int64_t pixel) = 0;
   virtual int64_t row_stride() const = 0;
-  // They have been: does everything that comes after the convolution, while they are in the cache.
-  virtual void finish(int thread, int64_t pixel, int64_t count) = 0;
+  // They have been, by this thread or others: does everything that comes after the convolution for the pixels from
+  // `pixel` on, which lie in `rows`, while they are in the cache.
+  virtual void finish(int thread, S* rows, int64_t pixel, int64_t count) = 0;
   // The memory that finish() will read beside them.
   virtual void announce(int64_t, int64_t, Ahead&) const {}
 };

@@ -93,8 +93,7 @@ class ForwardSink final : public TensorSink<T> {
       for (int i = 0; i < threads; ++i) sums_.push_back(std::make_unique<RowMoments<S>>(this->channels_, moments_, i));
   }
 
-  void finish(int thread, int64_t pixel, int64_t count) override {
-    S* rows = this->rows(thread, pixel);
+  void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
     if (bias_) add_bias(rows, count);
     if constexpr (std::is_same_v<T, S>) {
       if (!sums_.empty()) {
@@ -141,8 +140,7 @@ class DgradSink final : public TensorSink<T> {
         s_({1, a.conv.shape.channels, 1}, threads),
         t_({1, a.conv.shape.channels, 1}, threads) {}
 
-  void finish(int thread, int64_t pixel, int64_t count) override {
-    const S* rows = this->rows(thread, pixel);
+  void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
     if (is_plain_) return this->pass_on(rows, pixel, count);
     for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
       finish_block(thread, rows, pixel, done, std::min(done + ChannelsLast::kRows, count));
@@ -198,8 +196,7 @@ class InferenceSink final : public TensorSink<T> {
         residual_(static_cast<const T*>(a.residual)),
         slope_(static_cast<S>(a.activation.negative_slope)) {}
 
-  void finish(int thread, int64_t pixel, int64_t count) override {
-    const S* rows = this->rows(thread, pixel);
+  void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
     this->visit(pixel, count, [&](const auto& group) {
       const auto bn = norm_.channels_from(group.channel());
       const Vector<S> bias = bias_.channels_from(group.channel()).bias;

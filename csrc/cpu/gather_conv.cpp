@@ -64,14 +64,16 @@ struct Blocks {
       : plan(plan), groups(SuperGroups::of(filter)), outputs(filter.outputs), strip(plan, filter.inputs) {
     for (const Phase& phase : plan.phases) depth = std::max(depth, depth_of(phase, groups));
     pointwise = is_pointwise(plan, groups);
+    panels = (groups.outputs + kPanel<S> - 1) / kPanel<S>;
     const int64_t fitting = kTileBytes / static_cast<int64_t>(sizeof(S)) / depth;
     const int64_t pixels = std::clamp<int64_t>(fitting, 4 * kTileRows, 16 * kTileRows);
-    const int64_t each = (plan.batch * plan.out_height + threads - 1) / threads;
-    rows = std::clamp<int64_t>(pixels / plan.out_width, 1, each);
+    const int64_t total = plan.batch * plan.out_height;
+    together = plan.phases.size() == 1 && groups.count == 1 && panels >= threads && threads > 1 &&
+               total * plan.out_width <= threads * pixels;
+    rows = together ? total : std::clamp<int64_t>(pixels / plan.out_width, 1, (total + threads - 1) / threads);
     tiles = (rows * plan.out_width + kTileRows - 1) / kTileRows;
     for (const Phase& phase : plan.phases) steps += depth_of(phase, groups);
-    steps *=
-        groups.count * ((groups.outputs + kPanel<S> - 1) / kPanel<S>)*tiles / static_cast<int64_t>(plan.phases.size());
+    steps *= groups.count * panels * tiles / static_cast<int64_t>(plan.phases.size());
     strip_size = pointwise ? 0 : strip.size(rows, rows / plan.out_height + 2);
   }
 
@@ -80,7 +82,10 @@ struct Blocks {
   int64_t outputs;
   Strip<S> strip;
   int64_t depth = 0;  // columns of the widest phase
+  int64_t panels;     // of a super-group's outputs
   bool pointwise;
+  // A small image's pixels: each thread computes a share of the channels, so that it reads a share of the filter.
+  bool together;
   int64_t rows, tiles;  // of outputs in a block: image rows, and tiles of their pixels
   int64_t steps = 0;    // of all products of a block
   int64_t strip_size;
@@ -110,14 +115,7 @@ class Worker {
     sink_.announce(first_pixel_, (end - begin) * plan_.out_width, ahead_);
     for (const Segment& segment : segments_of(end, next, plan_.out_height)) b_.strip.announce(segment, source_, ahead_);
     ahead_.spread(b_.steps * (end - begin) / b_.rows);
-    if (!b_.pointwise) {
-      S* strip = strips_;
-      strip_of_.clear();
-      for (const Segment& segment : segments_) {
-        strip_of_.push_back(strip);
-        strip = b_.strip.fill(segment, source_, strip);
-      }
-    }
+    fill_strips();
     const S* packed = packed_;
     for (const Phase& phase : plan_.phases) {
       locate_outputs(phase);
@@ -125,13 +123,32 @@ class Worker {
         if (phase.taps.empty()) {
           for (S* out : outputs_) std::fill_n(out + group * b_.groups.outputs, b_.groups.outputs, S(0));
         } else if (!outputs_.empty()) {
-          b_.pointwise ? read_tiles(phase) : gather_tiles(phase, group);
-          multiply(phase, group, packed);
+          b_.pointwise ? read_tiles(phase, 0) : gather_tiles(phase, group, 0);
+          multiply(phase, group, packed, {0, b_.panels});
         }
         packed += depth_of(phase, b_.groups) * padded_outputs<S>(b_.groups);
       }
     }
-    sink_.finish(thread_, first_pixel_, (end - begin) * plan_.out_width);
+    sink_.finish(thread_, out_, first_pixel_, (end - begin) * plan_.out_width);
+  }
+
+  // The outputs of these rows, of which all threads gather a share of the pixels and compute a share of the channels.
+  void run_together(int64_t begin, int64_t end, int part, int parts) {
+    const Phase& phase = plan_.phases.front();
+    const Range mine = share(end - begin, part, parts);
+    const int64_t first = mine.begin * plan_.out_width;
+    first_pixel_ = begin * plan_.out_width;
+    out_ = sink_.rows(0, first_pixel_);
+    segments_ = segments_of(begin + mine.begin, begin + mine.end, plan_.out_height);
+    fill_strips();
+    b_.pointwise ? read_tiles(phase, first) : gather_tiles(phase, 0, first);
+    segments_ = segments_of(begin, end, plan_.out_height);
+    locate_outputs(phase);
+    barrier(parts);
+    multiply(phase, 0, packed_, share(b_.panels, part, parts));
+    barrier(parts);
+    sink_.finish(thread_, out_ + first * sink_.row_stride(), first_pixel_ + first,
+                 (mine.end - mine.begin) * plan_.out_width);
   }
 
  private:
@@ -142,6 +159,16 @@ class Worker {
     for (size_t n = 0; n < segments_.size(); ++n) {
       const Range rows = indices_in(segments_[n].begin, segments_[n].end, phase.first_h, plan_.out_step_h);
       for (int64_t i = rows.begin; i < rows.end; ++i) f(n, i, columns);
+    }
+  }
+
+  void fill_strips() {
+    if (b_.pointwise) return;
+    S* strip = strips_;
+    strip_of_.clear();
+    for (const Segment& segment : segments_) {
+      strip_of_.push_back(strip);
+      strip = b_.strip.fill(segment, source_, strip);
     }
   }
 
@@ -159,9 +186,9 @@ class Worker {
     return Rows<S>::tile(tiles_ + m / kTileRows * tile_size(depth)).from_row(m % kTileRows);
   }
 
-  void read_tiles(const Phase& phase) const {
+  // The inputs of the segments' outputs, to rows of the tiles from m on.
+  void read_tiles(const Phase& phase, int64_t m) const {
     const Tap& tap = phase.taps.front();
-    int64_t m = 0;
     for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
       const int64_t y = segments_[n].image * plan_.in_height + i * plan_.in_step_h + tap.dy;
       for (int64_t j = columns.begin, count; j < columns.end; j += count, m += count) {
@@ -172,10 +199,9 @@ class Worker {
     });
   }
 
-  void gather_tiles(const Phase& phase, int64_t group) const {
+  void gather_tiles(const Phase& phase, int64_t group, int64_t m) const {
     const std::vector<Run> runs = runs_of(phase.taps, b_.groups);
     const int64_t depth = depth_of(phase, b_.groups);
-    int64_t m = 0;
     for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
       for (int64_t j = columns.begin; j < columns.end; ++j, ++m) {
         const Rows<S> row = tile_row(m, depth);
@@ -189,20 +215,18 @@ class Worker {
     });
   }
 
-  void multiply(const Phase& phase, int64_t group, const S* panel) {
+  void multiply(const Phase& phase, int64_t group, const S* packed, const Range& panels) {
     const int64_t depth = depth_of(phase, b_.groups), total = static_cast<int64_t>(outputs_.size());
-    for (int64_t o = 0; o < b_.groups.outputs; o += kPanel<S>) {
+    const S* panel = packed + panels.begin * kPanel<S> * depth;
+    for (int64_t o = panels.begin * kPanel<S>; o < std::min(panels.end * kPanel<S>, b_.groups.outputs);
+         o += kPanel<S>) {
       const int64_t columns = std::min(kPanel<S>, b_.groups.outputs - o);
       const S* tile = tiles_;
       for (int64_t m = 0; m < total; m += kTileRows, tile += tile_size(depth)) {
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
         S* out[kTileRows] = {};
         for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + group * b_.groups.outputs + o;
-        const Prefetch ahead = ahead_.take(depth);
-        if (columns <= kLanes<S>)
-          multiply_rows<S, 1>(tile, panel, depth, out, rows, columns, ahead);
-        else
-          multiply_rows<S, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
+        multiply_tile(tile, panel, depth, out, rows, columns, ahead_.take(depth));
       }
       panel += depth * panel_columns(columns, kPanel<S>, kLanes<S>);
     }
@@ -255,10 +279,12 @@ void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packe
   const Blocks<S> blocks(plan, filter, threads);
   const int64_t tiles_size = blocks.tiles * tile_size(blocks.depth);
   S* strips = workspace<S>(Slot::strips, blocks.strip_size * threads);
-  S* tiles = workspace<S>(Slot::tiles, tiles_size * threads);
+  S* tiles = workspace<S>(Slot::tiles, tiles_size * (blocks.together ? 1 : threads));
   sink.start(threads, blocks.rows * plan.out_width);
   parallel(threads, [&](int part, int parts) {
-    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size, tiles + part * tiles_size);
+    const int64_t own = blocks.together ? 0 : part;
+    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size, tiles + own * tiles_size);
+    if (blocks.together) return worker.run_together(0, plan.batch * plan.out_height, part, parts);
     const Range rows = share(plan.batch * plan.out_height, part, parts);
     for (int64_t row = rows.begin; row < rows.end; row += blocks.rows)
       worker.run(row, std::min(row + blocks.rows, rows.end), std::min(row + 2 * blocks.rows, rows.end));

@@ -51,15 +51,15 @@ inline int64_t tile_size(int64_t depth) {
   return kTileRows * round_up(depth, kChunk);
 }
 
-// out[i][j] = sum over k of a[i][k] b[k][j], for the first `rows` rows and `columns` columns. What lies `ahead` is
-// asked for on the way, where it is not null.
-template <class S, int kVectors>
+// out[i][j] = sum over k of a[i][k] b[k][j], for the first kRows rows of a tile, of which `rows` are stored, and the
+// first `columns` columns. What lies `ahead` is asked for on the way.
+template <class S, int kRows, int kVectors>
 inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
                           const S* b,  // a panel [depth, kVectors * kLanes]
-                          int64_t depth, S* const* out, int rows, int64_t columns, Prefetch ahead = {}) {
+                          int64_t depth, S* const* out, int rows, int64_t columns, Prefetch ahead) {
   constexpr int N = kLanes<S>;
   const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(a);
-  Vector<S> sums[kTileRows][kVectors] = {};
+  Vector<S> sums[kRows][kVectors] = {};
   for (int64_t left = depth; left > 0; left -= kChunk, a += kTileRows * kChunk) {
     const int64_t n = left < kChunk ? left : kChunk;
     for (int64_t k = 0; k < n; ++k, b += kVectors * N) {
@@ -69,38 +69,49 @@ inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kCh
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) panel[v] = load(b + v * N);
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         const Vector<S> factor = broadcast(a[i * kChunk + k]);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[i][v] += factor * panel[v];
       }
     }
   }
-  if (columns == kVectors * N) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i)
-      if (i < rows) {
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= rows) break;
+    if (columns == kVectors * N) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) store(out[i] + v * N, sums[i][v]);
-      }
-    return;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i)
-    if (i < rows) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t n = columns - v * N;
-        if (n > 0) store(out[i] + v * N, sums[i][v], static_cast<int>(n < N ? n : N));
-      }
+      for (int v = 0; v < kVectors; ++v) store(out[i] + v * N, sums[i][v]);
+      continue;
     }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t n = columns - v * N;
+      if (n > 0) store(out[i] + v * N, sums[i][v], static_cast<int>(n < N ? n : N));
+    }
+  }
+}
+
+// The same for a tile of which only the first `rows` rows count. Half a tile, as the last one often is where images are
+// small, takes half the time.
+template <class S>
+inline void multiply_tile(const S* tile, const S* panel, int64_t depth, S* const* out, int rows, int64_t columns,
+                          const Prefetch& ahead) {
+  constexpr int kHalf = kTileRows / 2;
+  const bool is_narrow = columns <= kLanes<S>;
+  if (rows <= kHalf)
+    is_narrow ? multiply_rows<S, kHalf, 1>(tile, panel, depth, out, rows, columns, ahead)
+              : multiply_rows<S, kHalf, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
+  else
+    is_narrow ? multiply_rows<S, kTileRows, 1>(tile, panel, depth, out, rows, columns, ahead)
+              : multiply_rows<S, kTileRows, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
 }
 
 // out[i][j] = sum over p of a[p][i] b[p][j], for kColumnRows rows i and kVectors * kLanes columns j, added to what is
 // there where `adds` says so.
 template <class S, int kVectors>
 inline void multiply_columns(const S* a, int64_t a_stride, const S* b, int64_t b_stride, int64_t depth, S* out,
-                             int64_t out_stride, bool adds, Prefetch ahead = {}) {
+                             int64_t out_stride, bool adds, Prefetch ahead) {
   constexpr int N = kLanes<S>;
   const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(out);
   Vector<S> sums[kColumnRows][kVectors] = {};

@@ -111,11 +111,8 @@ class WinogradConv {
         S* rows[kTileRows];
         for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
-        const Prefetch soon = ahead.take(inputs_);
-        if (padded_outputs_ - first < kPanel<S>)
-          multiply_rows<S, 1>(tile, panel, inputs_, rows, count, kLanes<S>, soon);
-        else
-          multiply_rows<S, kPanelVectors>(tile, panel, inputs_, rows, count, kPanel<S>, soon);
+        multiply_tile(tile, panel, inputs_, rows, count, std::min(padded_outputs_ - first, kPanel<S>),
+                      ahead.take(inputs_));
       }
     }
   }
@@ -139,7 +136,7 @@ class WinogradConv {
             });
       }
     }
-    sink_.finish(thread, pixel, height * plan_.out_width);
+    sink_.finish(thread, y, pixel, height * plan_.out_width);
   }
 
   const WinogradPlan& plan_;

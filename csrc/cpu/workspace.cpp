@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace fused_resnet {
@@ -36,6 +37,9 @@ void* workspace(Slot slot, size_t bytes) {
     buffer.data = std::aligned_alloc(alignment, size);
     if (!buffer.data) throw std::bad_alloc();
     if (alignment == kHugePage) advise_huge_pages(buffer.data, size);
+    // Products read the unused rows of a partly filled tile too. What the heap left there may be denormal numbers, each
+    // of which takes some processors 150 cycles.
+    std::memset(buffer.data, 0, size);
     buffer.bytes = size;
   }
   return buffer.data;
