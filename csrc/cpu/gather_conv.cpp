@@ -11,6 +11,8 @@ namespace {
 
 // Of L2, for a block's tiles.
 constexpr int64_t kTileBytes = 192 * 1024;
+// Of L1, for a panel: terms of a sum.
+constexpr int64_t kPieceDepth = 256;
 
 // Panels of a super-group's filter in one phase, one after the other: [outputs / kPanel][depth, columns of the panel],
 // the columns a whole number of registers.
@@ -215,20 +217,33 @@ class Worker {
     });
   }
 
+  // The longest sum is cut into pieces such that a panel's piece stays in L1 while the tiles go by.
   void multiply(const Phase& phase, int64_t group, const S* packed, const Range& panels) {
-    const int64_t depth = depth_of(phase, b_.groups), total = static_cast<int64_t>(outputs_.size());
-    const S* panel = packed + panels.begin * kPanel<S> * depth;
-    for (int64_t o = panels.begin * kPanel<S>; o < std::min(panels.end * kPanel<S>, b_.groups.outputs);
-         o += kPanel<S>) {
-      const int64_t columns = std::min(kPanel<S>, b_.groups.outputs - o);
-      const S* tile = tiles_;
-      for (int64_t m = 0; m < total; m += kTileRows, tile += tile_size(depth)) {
-        const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
-        S* out[kTileRows] = {};
-        for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + group * b_.groups.outputs + o;
-        multiply_tile(tile, panel, depth, out, rows, columns, ahead_.take(depth));
+    const int64_t depth = depth_of(phase, b_.groups), pieces = (depth + kPieceDepth - 1) / kPieceDepth;
+    const int64_t piece = round_up((depth + pieces - 1) / pieces, kChunk);
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
+      const int64_t first = p * kPanel<S>, columns = std::min(kPanel<S>, b_.groups.outputs - first);
+      const S* panel = packed + first * depth;
+      for (int64_t done = 0; done < depth; done += piece) {
+        const int64_t n = std::min(piece, depth - done);
+        multiply_piece(group * b_.groups.outputs + first, columns, depth, done, n, panel);
+        panel += n * panel_columns(columns, kPanel<S>, kLanes<S>);
       }
-      panel += depth * panel_columns(columns, kPanel<S>, kLanes<S>);
+    }
+  }
+
+  // Adds up terms [done, done + n) of the sums of all tiles, for one panel.
+  void multiply_piece(int64_t output, int64_t columns, int64_t depth, int64_t done, int64_t n, const S* panel) {
+    const int64_t total = static_cast<int64_t>(outputs_.size());
+    if (b_.together)  // few tiles: the filter comes from memory
+      ahead_.add_first(panel + n * kPanel<S>, n * kPanel<S> * static_cast<int64_t>(sizeof(S)),
+                       (total + kTileRows - 1) / kTileRows * n);
+    const S* tile = tiles_ + done * kTileRows;
+    for (int64_t m = 0; m < total; m += kTileRows, tile += tile_size(depth)) {
+      const int rows = static_cast<int>(std::min<int64_t>(kTileRows, total - m));
+      S* out[kTileRows] = {};
+      for (int i = 0; i < rows; ++i) out[i] = outputs_[m + i] + output;
+      multiply_tile(tile, panel, n, out, rows, columns, done > 0, ahead_.take(n));
     }
   }
 

@@ -52,11 +52,11 @@ inline int64_t tile_size(int64_t depth) {
 }
 
 // out[i][j] = sum over k of a[i][k] b[k][j], for the first kRows rows of a tile, of which `rows` are stored, and the
-// first `columns` columns. What lies `ahead` is asked for on the way.
+// first `columns` columns, added to what is there where `adds` says so. What lies `ahead` is asked for on the way.
 template <class S, int kRows, int kVectors>
 inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kChunk]
                           const S* b,  // a panel [depth, kVectors * kLanes]
-                          int64_t depth, S* const* out, int rows, int64_t columns, Prefetch ahead) {
+                          int64_t depth, S* const* out, int rows, int64_t columns, bool adds, Prefetch ahead) {
   constexpr int N = kLanes<S>;
   const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(a);
   Vector<S> sums[kRows][kVectors] = {};
@@ -79,15 +79,16 @@ inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kCh
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
     if (i >= rows) break;
-    if (columns == kVectors * N) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) store(out[i] + v * N, sums[i][v]);
-      continue;
-    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t n = columns - v * N;
-      if (n > 0) store(out[i] + v * N, sums[i][v], static_cast<int>(n < N ? n : N));
+      S* to = out[i] + v * N;
+      const int64_t left = columns - v * N;
+      if (left >= N) {
+        store(to, adds ? load(to) + sums[i][v] : sums[i][v]);
+      } else if (left > 0) {
+        const int n = static_cast<int>(left);
+        store(to, adds ? load(to, n) + sums[i][v] : sums[i][v], n);
+      }
     }
   }
 }
@@ -96,15 +97,15 @@ inline void multiply_rows(const S* a,  // a tile [depth / kChunk, kTileRows, kCh
 // small, takes half the time.
 template <class S>
 inline void multiply_tile(const S* tile, const S* panel, int64_t depth, S* const* out, int rows, int64_t columns,
-                          const Prefetch& ahead) {
+                          bool adds, const Prefetch& ahead) {
   constexpr int kHalf = kTileRows / 2;
   const bool is_narrow = columns <= kLanes<S>;
   if (rows <= kHalf)
-    is_narrow ? multiply_rows<S, kHalf, 1>(tile, panel, depth, out, rows, columns, ahead)
-              : multiply_rows<S, kHalf, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
+    is_narrow ? multiply_rows<S, kHalf, 1>(tile, panel, depth, out, rows, columns, adds, ahead)
+              : multiply_rows<S, kHalf, kPanelVectors>(tile, panel, depth, out, rows, columns, adds, ahead);
   else
-    is_narrow ? multiply_rows<S, kTileRows, 1>(tile, panel, depth, out, rows, columns, ahead)
-              : multiply_rows<S, kTileRows, kPanelVectors>(tile, panel, depth, out, rows, columns, ahead);
+    is_narrow ? multiply_rows<S, kTileRows, 1>(tile, panel, depth, out, rows, columns, adds, ahead)
+              : multiply_rows<S, kTileRows, kPanelVectors>(tile, panel, depth, out, rows, columns, adds, ahead);
 }
 
 // out[i][j] = sum over p of a[p][i] b[p][j], for kColumnRows rows i and kVectors * kLanes columns j, added to what is

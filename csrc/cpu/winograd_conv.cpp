@@ -111,7 +111,7 @@ class WinogradConv {
         S* rows[kTileRows];
         for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
-        multiply_tile(tile, panel, inputs_, rows, count, std::min(padded_outputs_ - first, kPanel<S>),
+        multiply_tile(tile, panel, inputs_, rows, count, std::min(padded_outputs_ - first, kPanel<S>), false,
                       ahead.take(inputs_));
       }
     }

@@ -155,7 +155,7 @@ class LayerTrial:
         return cpu.conv_algorithm(
             conv=layer.conv,
             weight_shape=layer.weight_shape,
-            out_size=layer.output_shape[2:],
+            output_shape=layer.output_shape,
             dtype=torch.float32,
         )
 

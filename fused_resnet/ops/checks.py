@@ -76,8 +76,8 @@ def check_activation(name: str) -> None:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
 
 
-def check_batch_norm(x: Tensor, bn: BatchNorm | None, name: str = "bn") -> None:
-    """The vectors of ``bn`` must be [C] on the device of ``x`` [N, C, H, W], and eps not negative."""
+def check_batch_norm(x: Tensor, bn: BatchNorm | None, name: str = "bn", channels: int | None = None) -> None:
+    """The vectors of ``bn`` must be [channels], by default those of ``x`` [N, C, H, W], on its device."""
     if bn is None:
         return
     if bn.var is None:
@@ -85,7 +85,7 @@ def check_batch_norm(x: Tensor, bn: BatchNorm | None, name: str = "bn") -> None:
     for field in ("mean", "var", "weight", "bias"):
         vector = getattr(bn, field)
         if vector is not None:
-            _check_vector(vector, x.shape[1], x, f"{name}.{field}")
+            _check_vector(vector, x.shape[1] if channels is None else channels, x, f"{name}.{field}")
     if bn.eps < 0:
         raise ValueError(f"{name}.eps: expected a number that is not negative, got {bn.eps}")
 

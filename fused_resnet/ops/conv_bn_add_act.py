@@ -54,7 +54,7 @@ class _Arguments(NamedTuple):
         checks.check_activation(self.activation)
         checks.check_conv(self.x, self.weight, self.bias, self.conv)
         checks.check_residual(self.residual, self.output_shape, self.x)
-        checks.check_batch_norm(self.weight.transpose(0, 1), self.bn)  # its channels are those of the output
+        checks.check_batch_norm(self.x, self.bn, channels=self.weight.shape[0])
 
 
 _SCHEMA = (

@@ -105,11 +105,15 @@ def test_winograd_accuracy_on_resnet_layers(
 def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = Conv((1, 1), (1, 1), (1, 1), 1)
 
-    def chosen(conv: Conv = dense, shape: tuple = (64, 64, 3, 3), size: int = 14, dtype=torch.float32) -> str:
-        return cpu.conv_algorithm(conv, shape, (size, size), dtype)
+    def chosen(
+        conv: Conv = dense, shape: tuple = (64, 64, 3, 3), size: int = 14, dtype=torch.float32, n: int = 4
+    ) -> str:
+        return cpu.conv_algorithm(conv, shape, (n, shape[0], size, size), dtype)
 
     assert chosen() == "winograd_f4"
     assert chosen(size=2) == "winograd_f2"
+    assert chosen(shape=(512, 512, 3, 3), size=7) == "winograd_f4"
+    assert chosen(shape=(512, 512, 3, 3), size=7, n=1) == "direct"
     assert (
         chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
     )
@@ -125,7 +129,8 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_highest_is_direct() -> None:
-    assert cpu.conv_algorithm(Conv((1, 1), (1, 1), (1, 1), 1), (64, 64, 3, 3), (14, 14), torch.float32) == "direct"
+    dense = Conv((1, 1), (1, 1), (1, 1), 1)
+    assert cpu.conv_algorithm(dense, (64, 64, 3, 3), (4, 64, 14, 14), torch.float32) == "direct"
 
 
 @pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD])

@@ -28,7 +28,7 @@ class Geometry(NamedTuple):
 
     conv: Conv
     weight_shape: Sequence[int]  # K, C / groups, R, S
-    out_size: tuple[int, int]  # OH, OW
+    output_shape: Sequence[int]  # N, K, OH, OW
     dtype: torch.dtype
 
     @property
@@ -37,13 +37,20 @@ class Geometry(NamedTuple):
         conv, kernel = self.conv, tuple(self.weight_shape[2:])
         return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
 
+    @property
+    def is_bound_by_its_filter(self) -> bool:
+        """A large filter and few tiles: reading 36 transformed values for 9 takes longer than is saved."""
+        n, k, height, width = self.output_shape
+        return k * self.weight_shape[1] >= 1 << 16 and n * -(-height // 4) * -(-width // 4) <= 8
+
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("direct", lambda g: not g.has_winograd),
     ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
     ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
-    ("winograd_f2", lambda g: min(g.out_size) <= 2),  # four times four outputs would be mostly padding
+    ("direct", lambda g: g.is_bound_by_its_filter),
+    ("winograd_f2", lambda g: min(g.output_shape[2:]) <= 2),  # four times four outputs would be mostly padding
     ("winograd_f4", lambda g: True),
 )
 
@@ -54,13 +61,13 @@ def is_depthwise(weight_shape: Sequence[int], conv: Conv) -> bool:
     return conv.groups > 1 and min(c_per_group, k // conv.groups) == 1
 
 
-def conv_algorithm(conv: Conv, weight_shape: Sequence[int], out_size: tuple[int, int], dtype: torch.dtype) -> str:
+def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequence[int], dtype: torch.dtype) -> str:
     """``direct``, ``winograd_f2`` or ``winograd_f4``.
 
-    ``weight_shape`` is (K, C / groups, R, S), ``out_size`` (OH, OW). Raises ValueError for an unknown name in
+    ``weight_shape`` is (K, C / groups, R, S), ``output_shape`` (N, K, OH, OW). Raises ValueError for an unknown name in
     ``FUSED_RESNET_CONV``.
     """
-    geometry = Geometry(conv, weight_shape, out_size, dtype)
+    geometry = Geometry(conv, weight_shape, output_shape, dtype)
     forced = os.environ.get(_ENVIRONMENT) or "auto"
     if forced not in ("auto", *CONV_ALGORITHMS):
         raise ValueError(f"{_ENVIRONMENT}: expected auto or one of {', '.join(CONV_ALGORITHMS)}, got {forced!r}")

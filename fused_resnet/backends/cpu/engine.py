@@ -27,11 +27,11 @@ class Engine(NamedTuple):
     def of(x: Tensor, weight: Tensor, conv: Conv) -> Engine | None:
         """The engine for x [N, C, H, W] and weight [K, C / groups, R, S]; None where there is nothing to compute."""
         n, c, h, w = x.shape
-        k, c_per_group, r, s = weight.shape
+        k, _, r, s = weight.shape
         height, width = conv.output_size((h, w), (r, s))
         if 0 in (n, c, h, w, k, r, s, height, width):
             return None
-        algorithm = conv_algorithm(conv, (k, c_per_group, r, s), (height, width), x.dtype)
+        algorithm = conv_algorithm(conv, weight.shape, (n, k, height, width), x.dtype)
         weight = weight.detach().to(accumulate_dtype(weight.dtype))
         shape = (n, h, w, c, height, width, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
         number = CONV_ALGORITHMS.index(algorithm)

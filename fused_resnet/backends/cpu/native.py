@@ -11,6 +11,7 @@ from ..arguments import ACTIVATIONS, Activation, BatchNorm, accumulate_dtype
 __all__ = [
     "DTYPES",
     "activation",
+    "advised",
     "empty",
     "empty_like",
     "gradient_vectors",
@@ -37,15 +38,16 @@ def threads() -> int:
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Room for an image [N, C, H, W] in channels_last."""
-    return _advised(torch.empty(shape, dtype=dtype, memory_format=torch.channels_last))
+    return advised(torch.empty(shape, dtype=dtype, memory_format=torch.channels_last))
 
 
 def empty_like(x: Tensor) -> Tensor:
     """Room for an image in the type and layout of the dense ``x``."""
-    return _advised(torch.empty_like(x))
+    return advised(torch.empty_like(x))
 
 
-def _advised(t: Tensor) -> Tensor:
+def advised(t: Tensor) -> Tensor:
+    """A new tensor, in huge pages where it is large."""
     if t.nbytes >= _LARGE_BYTES:
         _cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
     return t
@@ -69,14 +71,15 @@ def view(x: Tensor) -> tuple[int, int, int]:
 
 def vector(v: Tensor | None) -> Tensor | None:
     """A vector of channels in its accumulation type, dense."""
-    return None if v is None else v.detach().to(accumulate_dtype(v.dtype)).contiguous()
+    return None if v is None else _vector(v, accumulate_dtype(v.dtype))
 
 
 def norm(bn: BatchNorm | None, dtype: torch.dtype) -> tuple[list[Tensor | None], Norm]:
     """The vectors of ``bn`` in the accumulation type, for the caller to keep alive, and their addresses with eps."""
     if bn is None:
         return [], _NO_NORM
-    vectors = [None if v is None else v.detach().to(accumulate_dtype(dtype)).contiguous() for v in bn[:4]]
+    accumulate = accumulate_dtype(dtype)
+    vectors = [None if v is None else _vector(v, accumulate) for v in bn[:4]]
     mean, var, weight, bias = (pointer(v) for v in vectors)
     return vectors, (mean, var, weight, bias, bn.eps)
 
@@ -84,3 +87,7 @@ def norm(bn: BatchNorm | None, dtype: torch.dtype) -> tuple[list[Tensor | None],
 def gradient_vectors(bn: BatchNorm | None, x: Tensor) -> Tensor | None:
     """Room for the gradients of a batch norm's four vectors, [4, C]."""
     return None if bn is None else torch.empty(4, x.shape[1], dtype=accumulate_dtype(x.dtype))
+
+
+def _vector(v: Tensor, dtype: torch.dtype) -> Tensor:
+    return v if v.dtype == dtype and v.is_contiguous() else v.detach().to(dtype).contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ... import _cpu
+from . import native
 from .engine import Engine
 
 __all__ = ["packed_filter"]
@@ -28,7 +29,7 @@ def packed_filter(weight: Tensor, engine: Engine) -> Tensor:
     key = (_cpu.isa(), dtype, algorithm, geometry, strides, weight.data_ptr(), version)
     known, packed = _packed.get(weight, (None, None))
     if known != key or version is None:
-        packed = torch.empty(_cpu.conv_packed_size(engine.arguments), dtype=engine.weight.dtype)
+        packed = native.advised(torch.empty(_cpu.conv_packed_size(engine.arguments), dtype=engine.weight.dtype))
         _cpu.conv_pack(engine.arguments, engine.weight.data_ptr(), packed.data_ptr())
         _packed[weight] = key, packed
     return packed
