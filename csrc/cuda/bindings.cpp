@@ -1,6 +1,7 @@
 // fused_resnet._cuda: addresses, sizes and a stream in, nothing else. No torch header, so that one build serves every
 // torch release.
 #include "bindings.h"
+#include "bindings_conv.h"
 
 namespace py = pybind11;
 using namespace fused_resnet;
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_cuda, m) {
     return channel_statistics_workspace(DType(dtype), unpack<ChannelView>(view));
   });
   m.def("channel_statistics", &channel_statistics, release);
+  bind_conv(m);
 }

@@ -243,8 +243,8 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*
     for (auto& thread : pool) thread->fiber.release();
     end_shared();
   }
-  end_grid_shared();
   happens_after(&grid_end);
+  end_grid_shared();  // frees what the threads wrote to
   return error;
 }
 
