@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cuda_on_cpu import cuda_emulated
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, use_backend
 
-# Each backend, the CPU one with every instruction set this processor has.
-TARGETS = ["reference"]
+# Each backend, the CPU one with every instruction set this processor has, and the CUDA kernels run on the CPU.
+TARGETS = ["reference", "cuda_emulated"]
 if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
@@ -38,6 +39,8 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend and instruction set."""
     name, _, isa = request.param.partition("-")
+    if name == "cuda_emulated":
+        cuda_emulated.ensure()
     before = cpu.isa() if isa else None
     if isa:
         cpu.set_isa(isa)

@@ -1,34 +1,11 @@
-// Mean and biased variance of each channel by Welford's recurrence (Welford 1962), joined by Chan's formula (Chan,
-// Golub, LeVeque 1979, eq. 2.1): one read, and nothing cancels, however large the mean.
+// Mean and biased variance of each channel in one read, and what their gradients add to that of the tensor.
 #include "column_sums.h"
-#include "dispatch.h"
 #include "launchers.h"
+#include "moments.h"
 
 namespace fused_resnet {
 
 namespace {
-
-template <class S>
-struct Moments {
-  S count = 0, mean = 0, m2 = 0;  // m2: sum of squares about the mean
-
-  // The next element, where 1 / (count + 1) is known.
-  __device__ __forceinline__ void push(S x, S reciprocal) {
-    const S delta = x - mean;
-    count += 1;
-    mean += delta * reciprocal;
-    m2 += delta * (x - mean);
-  }
-
-  __device__ __forceinline__ void add(const Moments& other) {
-    const S total = count + other.count;
-    if (other.count == 0) return;
-    const S delta = other.mean - mean, weight = other.count / total;
-    mean += delta * weight;
-    m2 += other.m2 + delta * delta * count * weight;
-    count = total;
-  }
-};
 
 template <class T, class Walk>
 __global__ void __launch_bounds__(kThreads) channel_statistics_kernel(Walk walk,
@@ -38,26 +15,55 @@ __global__ void __launch_bounds__(kThreads) channel_statistics_kernel(Walk walk,
                                                                       Accumulate<T>* __restrict__ var) {  // [C]
   using S = Accumulate<T>;
   Moments<S> lanes[Walk::kLanes];
-  if (walk.column() < walk.columns) {
+  if (walk.inside()) {
     S count = 0;
     for (int64_t row = walk.first_row(); row < walk.rows; row += walk.row_step()) {
       const auto pack = Pack<T, Walk::kLanes>::load(y + walk.offset(row));
       const S reciprocal = S(1) / (count += 1);
 #pragma unroll
-      for (int i = 0; i < Walk::kLanes; ++i) lanes[i].push(widen(pack.lane[i]), reciprocal);
+      for (int i = 0; i < Walk::kLanes; ++i) lanes[i].push(widen(pack.lane[i]), count, reciprocal);
     }
   }
   const auto finish = [=](int64_t channel, const Moments<S>& sum) {
-    mean[channel] = sum.mean;
+    mean[channel] = sum.mean + sum.mean_low;
     var[channel] = sum.m2 / sum.count;
   };
-  if constexpr (Walk::kChannelsLast) {
-    finish_sums(walk, lanes, workspace, finish);
-  } else {
-    Moments<S> channel[1] = {lanes[0]};
+  finish_sums(walk, lanes, workspace, finish);
+}
+
+// g = g_y + g_mean / m + 2 g_var (y - mean) / m: before a gradient convolution that is not ours.
+template <class T, class Walk>
+__global__ void __launch_bounds__(kThreads)
+    channel_statistics_backward_kernel(Walk walk,
+                                       const T* __restrict__ g_y,                 // [outer, C, inner]
+                                       const T* __restrict__ y,                   // [outer, C, inner]
+                                       const Accumulate<T>* __restrict__ mean,    // [C]
+                                       const Accumulate<T>* __restrict__ g_mean,  // [C]
+                                       const Accumulate<T>* __restrict__ g_var,   // [C]
+                                       Accumulate<T> reciprocal,                  // 1 / m
+                                       T* __restrict__ g) {                       // [outer, C, inner]
+  using S = Accumulate<T>;
+  using P = Pack<T, Walk::kLanes>;
+  if (!walk.inside()) return;
+  S center[Walk::kChannels], offset[Walk::kChannels], slope[Walk::kChannels];
 #pragma unroll
-    for (int i = 1; i < Walk::kLanes; ++i) channel[0].add(lanes[i]);
-    finish_sums(walk, channel, workspace, finish);
+  for (int c = 0; c < Walk::kChannels; ++c) {
+    const int64_t channel = walk.first_channel() + c;
+    center[c] = mean[channel];
+    offset[c] = g_mean[channel] * reciprocal;
+    slope[c] = 2 * g_var[channel] * reciprocal;
+  }
+  for (int64_t row = walk.first_row(); row < walk.rows; row += walk.row_step()) {
+    const int64_t at = walk.offset(row);
+    const P value = P::load(y + at);
+    P gradient = P::load(g_y + at);
+#pragma unroll
+    for (int i = 0; i < Walk::kLanes; ++i) {
+      const int c = walk.channel_of(i);
+      const S share = fma(slope[c], widen(value.lane[i]) - center[c], offset[c]);
+      gradient.lane[i] = narrow<T>(widen(gradient.lane[i]) + share);
+    }
+    gradient.store(g + at);
   }
 }
 
@@ -67,15 +73,7 @@ int64_t channel_statistics_workspace(DType dtype, const ChannelView& view) {
   int64_t bytes = 0;
   visit_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    // Either alignment may come: the larger of the two.
-    for (const bool aligned : {false, true}) {
-      visit_columns<T>(view, aligned, [&](const auto& walk) {
-        const auto l = columns_launch(walk.columns, walk.rows, walk.kChannelsLast, kSumBlocks);
-        const int64_t needed = SumsWorkspace<Moments<Accumulate<T>>>::bytes(l, view.channels);
-        bytes = needed > bytes ? needed : bytes;
-        return cudaSuccess;
-      });
-    }
+    bytes = sums_workspace_bytes<T, Moments<Accumulate<T>>>(view);
     return cudaSuccess;
   });
   return bytes;
@@ -86,12 +84,27 @@ LaunchError launch_channel_statistics(const ChannelStatisticsArgs& a, Stream str
     using T = typename decltype(type)::type;
     using S = Accumulate<T>;
     return visit_columns<T>(a.view, aligned16(a.y), [&](const auto& walk) {
-      const auto l = columns_launch(walk.columns, walk.rows, walk.kChannelsLast, kSumBlocks);
+      const auto l = sums_launch(walk);
       const SumsWorkspace<Moments<S>> workspace(a.workspace, l, a.view.channels);
       const auto queue = static_cast<cudaStream_t>(stream);
       if (const cudaError_t error = workspace.clear(l, queue)) return error;
       return launch(channel_statistics_kernel<T, std::decay_t<decltype(walk)>>, l.grid, l.block, 0, queue, walk,
                     static_cast<const T*>(a.y), workspace, static_cast<S*>(a.mean), static_cast<S*>(a.var));
+    });
+  });
+}
+
+LaunchError launch_channel_statistics_backward(const ChannelStatisticsBackwardArgs& a, Stream stream) {
+  return visit_dtype(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using S = Accumulate<T>;
+    const bool aligned = aligned16(a.g_y) && aligned16(a.y) && aligned16(a.g);
+    return visit_columns<T>(a.view, aligned, [&](const auto& walk) {
+      const auto l = pass_launch(walk);
+      return launch(channel_statistics_backward_kernel<T, std::decay_t<decltype(walk)>>, l.grid, l.block, 0,
+                    static_cast<cudaStream_t>(stream), walk, static_cast<const T*>(a.g_y), static_cast<const T*>(a.y),
+                    static_cast<const S*>(a.mean), static_cast<const S*>(a.g_mean), static_cast<const S*>(a.g_var),
+                    S(1) / S(a.view.per_channel()), static_cast<T*>(a.g));
     });
   });
 }

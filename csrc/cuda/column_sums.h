@@ -5,7 +5,7 @@
 // by a counter, reduces these in order, and finishes. A Sum has `Sum()`, its zero, and `add(const Sum&)`.
 #pragma once
 
-#include "columns.h"
+#include "dispatch.h"
 
 namespace fused_resnet {
 
@@ -33,6 +33,31 @@ struct SumsWorkspace {
   }
   static int64_t counter_bytes(const ColumnsLaunch& l) { return l.grid.x * int64_t(sizeof(unsigned)); }
 };
+
+// kCount sums that belong together.
+template <class S, int kCount>
+struct PlainSums {
+  S value[kCount] = {};
+
+  __device__ __forceinline__ void add(const PlainSums& other) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] += other.value[i];
+  }
+};
+
+// Bytes for a launch over this view: the larger need of the two alignments that pointers may come with.
+template <class T, class Sum>
+int64_t sums_workspace_bytes(const ChannelView& view) {
+  int64_t bytes = 0;
+  for (const bool aligned : {false, true}) {
+    visit_columns<T>(view, aligned, [&](const auto& walk) {
+      const int64_t needed = SumsWorkspace<Sum>::bytes(sums_launch(walk), view.channels);
+      bytes = needed > bytes ? needed : bytes;
+      return cudaSuccess;
+    });
+  }
+  return bytes;
+}
 
 // Adds up sums[] over threadIdx.y; the threads of y 0 hold the result. Every thread of the block must come here.
 template <int kChannels, class Sum>
@@ -68,10 +93,9 @@ __device__ __forceinline__ bool last_block(unsigned* counters) {
   return is_last[0];
 }
 
-// Calls finish(channel, sum) once for each channel, in one thread. Every thread of the grid must come here.
 template <class Walk, class Sum, class Finish>
-__device__ __forceinline__ void finish_sums(const Walk& walk, Sum (&sums)[Walk::kChannels],
-                                            const SumsWorkspace<Sum>& workspace, const Finish& finish) {
+__device__ __forceinline__ void finish_channels(const Walk& walk, Sum (&sums)[Walk::kChannels],
+                                                const SumsWorkspace<Sum>& workspace, const Finish& finish) {
   constexpr int kChannels = Walk::kChannels;
   const bool inside = walk.column() < walk.columns;
   const int64_t channel = walk.first_channel();
@@ -94,6 +118,21 @@ __device__ __forceinline__ void finish_sums(const Walk& walk, Sum (&sums)[Walk::
   if (inside && threadIdx.y == 0) {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) finish(channel + c, sums[c]);
+  }
+}
+
+// From the sums of each lane of a thread's packs: calls finish(channel, sum) once for each channel, in one thread.
+// Every thread of the grid must come here.
+template <class Walk, class Sum, class Finish>
+__device__ __forceinline__ void finish_sums(const Walk& walk, Sum (&lanes)[Walk::kLanes],
+                                            const SumsWorkspace<Sum>& workspace, const Finish& finish) {
+  if constexpr (Walk::kChannelsLast) {
+    finish_channels(walk, lanes, workspace, finish);
+  } else {
+    Sum channel[1] = {lanes[0]};
+#pragma unroll
+    for (int i = 1; i < Walk::kLanes; ++i) channel[0].add(lanes[i]);
+    finish_channels(walk, channel, workspace, finish);
   }
 }
 

@@ -30,10 +30,14 @@ struct Columns {
         rows(kChannelsLast ? view.outer : view.outer * (view.inner / kLanes)),
         inner_packs(view.inner / kLanes) {}
 
+  __device__ __forceinline__ bool inside() const { return column() < columns; }
   __device__ __forceinline__ int64_t column() const { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
   __device__ __forceinline__ int64_t first_row() const { return int64_t(blockIdx.y) * blockDim.y + threadIdx.y; }
   __device__ __forceinline__ int64_t row_step() const { return int64_t(gridDim.y) * blockDim.y; }
   __device__ __forceinline__ int64_t first_channel() const { return column() * kChannels; }
+
+  // Which of a thread's channels a lane belongs to.
+  __device__ __forceinline__ static constexpr int channel_of(int lane) { return kChannelsLast ? lane : 0; }
 
   // Elements before the pack at `row` of this thread's column.
   __device__ __forceinline__ int64_t offset(int64_t row) const {
@@ -52,7 +56,7 @@ struct ColumnsLaunch {
 };
 
 inline ColumnsLaunch columns_launch(int64_t columns, int64_t rows, bool channels_last, int64_t most_blocks) {
-  constexpr int64_t kLeastRows = 4;  // of a thread, for its vectors' sake
+  constexpr int64_t kLeastRows = 8;  // of a thread, for its vectors' sake
   int64_t x = 1;
   while (channels_last && x < 32 && x < columns) x *= 2;
   const int64_t y = kThreads / x, grid_x = (columns + x - 1) / x;
@@ -62,7 +66,17 @@ inline ColumnsLaunch columns_launch(int64_t columns, int64_t rows, bool channels
   return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
 }
 
-// Blocks of a pass that writes, and of one that sums: the last block of the latter reads what all others left.
+// Blocks of a pass that writes alone, and of one that sums: the last block of the latter reads what all others left.
 constexpr int64_t kPassBlocks = 2048, kSumBlocks = 512;
+
+template <class Walk>
+ColumnsLaunch pass_launch(const Walk& walk) {
+  return columns_launch(walk.columns, walk.rows, Walk::kChannelsLast, kPassBlocks);
+}
+
+template <class Walk>
+ColumnsLaunch sums_launch(const Walk& walk) {
+  return columns_launch(walk.columns, walk.rows, Walk::kChannelsLast, kSumBlocks);
+}
 
 }  // namespace fused_resnet

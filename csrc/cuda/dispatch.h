@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "activations.h"
 #include "columns.h"
 
 namespace fused_resnet {
@@ -24,7 +25,17 @@ cudaError_t visit_dtype(DType dtype, const F& f) {
   return cudaErrorInvalidValue;
 }
 
-// Whether packs of 16 bytes fit the view: float64, there for gradcheck, has scalar kernels alone.
+// Calls f(activation) with ReluOnly or AnyActivation; float64, there for gradcheck, has the latter alone.
+template <class S, class F>
+cudaError_t visit_activation(const ActivationArgs& a, const F& f) {
+  if (a.kind < Activation::identity || a.kind > Activation::gelu) return cudaErrorInvalidValue;
+  if constexpr (!std::is_same_v<S, double>) {
+    if (a.kind == Activation::relu) return f(ReluOnly<S>(a));
+  }
+  return f(AnyActivation<S>(a));
+}
+
+// Whether packs of 16 bytes fit the view: float64 has scalar kernels alone.
 template <class T>
 bool fits_packs(const ChannelView& view) {
   const int64_t neighbours = view.inner == 1 ? view.channels : view.inner;

@@ -1,7 +1,8 @@
 """Builds the CUDA kernels, launchers and binding of csrc/cuda with g++ against the runtime in this folder.
 
 ``python tests/cuda_on_cpu/build.py plain FOLDER`` leaves ``FOLDER/_cuda.so``, which :func:`load` imports: the module
-``fused_resnet._cuda``, running on the CPU. The modes are ``plain``, ``asan`` (and UndefinedBehaviorSanitizer) and ``tsan``.
+``fused_resnet._cuda``, running on the CPU. The modes are ``plain``, ``asan``, with UndefinedBehaviorSanitizer, and
+``tsan``.
 """
 
 from __future__ import annotations
