@@ -9,6 +9,9 @@ _View = tuple[int, int, int]  # outer, channels, inner
 _Norm = tuple[int, int, int, int, float]  # addresses of mean, var, weight, bias; eps
 _Activation = tuple[int, float]  # number, negative_slope
 _Pool = tuple[int, ...]  # the fields of PoolShape in csrc/shapes.h
+_ConvShape = tuple[int, ...]  # the fields of ConvShape in csrc/shapes.h
+_ConvCall = tuple[int, bool, int, _ConvShape]  # dtype, allow_tf32, tile, shape
+_Gradient = tuple[int, ...]  # addresses of g_y, y, y_mean, g_mean, g_var
 
 def channel_statistics_workspace(dtype: int, view: _View) -> int: ...
 def channel_statistics(queue: _Queue, dtype: int, view: _View, y: int, mean: int, var: int, workspace: int) -> None: ...
@@ -65,5 +68,54 @@ def bn_act_max_pool_backward(
     bn: _Norm,
     g_x: int,
     g_bn: int,
+    workspace: int,
+) -> None: ...
+def conv_forward_workspace(shape: _ConvShape) -> int: ...
+def conv_forward(
+    queue: _Queue,
+    call: _ConvCall,
+    activation: _Activation,
+    x: int,
+    bn: _Norm,
+    weight: int,
+    bias: int,
+    y: int,
+    mean: int,
+    var: int,
+    workspace: int,
+) -> None: ...
+def conv_bn_add_act(
+    queue: _Queue,
+    call: _ConvCall,
+    activation: _Activation,
+    x: int,
+    weight: int,
+    bias: int,
+    bn: _Norm,
+    residual: int,
+    out: int,
+) -> None: ...
+def conv_dgrad_workspace(shape: _ConvShape) -> int: ...
+def conv_dgrad(
+    queue: _Queue,
+    call: _ConvCall,
+    activation: _Activation,
+    gradient: _Gradient,
+    x: int,
+    bn: _Norm,
+    weight: int,
+    g_x: int,
+    g_bn: int,
+    workspace: int,
+) -> None: ...
+def conv_wgrad_workspace(shape: _ConvShape) -> int: ...
+def conv_wgrad(
+    queue: _Queue,
+    call: _ConvCall,
+    activation: _Activation,
+    gradient: _Gradient,
+    x: int,
+    bn: _Norm,
+    g_weight: int,
     workspace: int,
 ) -> None: ...

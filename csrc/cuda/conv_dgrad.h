@@ -77,11 +77,9 @@ __device__ __forceinline__ void store_gradient(const ConvDgradParams& params, co
     if (is_needed(params.prologue)) {
       float x[Traits::kChunk];
       unpack<T>(load_chunk<Traits>(static_cast<const T*>(params.x) + offset, valid), x);
-      visit_activation(params.prologue.activation, [&](auto tag) {
+      params.prologue.act.visit([&](auto act, float slope) {
 #pragma unroll
-        for (int i = 0; i < Traits::kChunk; ++i) {
-          p[i] *= activate_derivative<decltype(tag)::value>(terms.apply(i, x[i]), params.prologue.negative_slope);
-        }
+        for (int i = 0; i < Traits::kChunk; ++i) p[i] *= act.derivative(terms.apply(i, x[i]), slope);
       });
 #pragma unroll
       for (int i = 0; i < Traits::kChunk; ++i) {

@@ -35,7 +35,7 @@ struct OutputMatrix {
 
 inline bool is_aligned(std::initializer_list<const void*> pointers) {
   for (const void* p : pointers) {
-    if (reinterpret_cast<uintptr_t>(p) % 16) return false;
+    if (!aligned16(p)) return false;
   }
   return true;
 }
@@ -114,13 +114,8 @@ inline bool make_geometry(const ConvShape& shape, ConvGeometry& geometry) {
 
 inline NormAct norm_act(const BatchNormArgs& bn, const ActivationArgs& activation) {
   const auto vector = [](const void* v) { return static_cast<const float*>(v); };
-  return {vector(bn.mean),
-          vector(bn.var),
-          vector(bn.weight),
-          vector(bn.bias),
-          float(bn.eps),
-          activation.kind,
-          float(activation.negative_slope)};
+  return {vector(bn.mean), vector(bn.var), vector(bn.weight),
+          vector(bn.bias), float(bn.eps),  AnyActivation<float>(activation)};
 }
 
 inline GradientTerms gradient_terms(const ConvGradient& gradient, const ConvGeometry& geometry) {

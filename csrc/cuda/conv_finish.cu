@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kFinishWgradThreads) conv_finish_wgrad_kernel(
   if constexpr (vector) {
     store_vector(static_cast<T*>(p.g_weight) + at, pack<T>(sum));
   } else {
-    static_cast<T*>(p.g_weight)[at] = Elements<T>::from_float(sum[0]);
+    static_cast<T*>(p.g_weight)[at] = narrow<T>(sum[0]);
   }
 }
 

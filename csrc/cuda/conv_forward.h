@@ -81,11 +81,9 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
 #pragma unroll
       for (int i = 0; i < Traits::kChunk; ++i) v[i] += residual[i];
     }
-    visit_activation(p.epilogue.activation, [&](auto tag) {
+    p.epilogue.act.visit([&](auto act, float slope) {
 #pragma unroll
-      for (int i = 0; i < Traits::kChunk; ++i) {
-        v[i] = activate<decltype(tag)::value>(v[i], p.epilogue.negative_slope);
-      }
+      for (int i = 0; i < Traits::kChunk; ++i) v[i] = act.forward(v[i], slope);
     });
     const uint4 rounded = pack<T>(v);
     store_chunk<Traits>(static_cast<T*>(p.y) + offset, rounded, valid);

@@ -2,7 +2,7 @@
 // proven to hold them; offsets into tensors are taken in 64.
 #pragma once
 
-#include "../shapes.h"
+#include "activations.h"
 
 namespace fused_resnet {
 namespace conv {
@@ -23,8 +23,7 @@ struct NormAct {
   const float* weight;  // [C] or null
   const float* bias;    // [C] or null
   float eps;
-  Activation activation;
-  float negative_slope;
+  AnyActivation<float> act{ActivationArgs{Activation::identity, 0}};
 };
 
 // g = g_y + g_mean / m + 2 g_var (y - y_mean) / m, with m = N OH OW; g_mean null: g_y alone.

@@ -3,34 +3,11 @@
 // before; and it knows which are padding, so those stay zero, as they must: padding comes after the activation.
 #pragma once
 
-#include <cmath>
-
-#include "../activation.h"
 #include "conv_params.h"
 #include "conv_traits.h"
 
 namespace fused_resnet {
 namespace conv {
-
-template <Activation A>
-struct ActivationTag {
-  static constexpr Activation value = A;
-};
-
-// From the runtime activation to a template argument. A uniform branch, outside the loops over elements: a kernel for
-// each activation would multiply the time to compile by seven.
-template <class F>
-__device__ __forceinline__ void visit_activation(Activation activation, const F& f) {
-  switch (activation) {
-    case Activation::identity: return f(ActivationTag<Activation::identity>{});
-    case Activation::relu: return f(ActivationTag<Activation::relu>{});
-    case Activation::leaky_relu: return f(ActivationTag<Activation::leaky_relu>{});
-    case Activation::relu6: return f(ActivationTag<Activation::relu6>{});
-    case Activation::silu: return f(ActivationTag<Activation::silu>{});
-    case Activation::hardswish: return f(ActivationTag<Activation::hardswish>{});
-    case Activation::gelu: return f(ActivationTag<Activation::gelu>{});
-  }
-}
 
 // v becomes scale (v - mean) + offset: centred first, as exact where the mean dwarfs the deviation.
 template <int n>
@@ -68,7 +45,7 @@ __device__ __forceinline__ void load_gradient(const GradientTerms& gradient, int
 }
 
 __device__ __forceinline__ bool is_needed(const NormAct& norm) {
-  return norm.mean != nullptr || norm.activation != Activation::identity;
+  return norm.mean != nullptr || norm.act.kind != Activation::identity;
 }
 
 // chunk = act(norm(chunk)), elements beyond `valid` zero
@@ -79,11 +56,9 @@ __device__ __forceinline__ void norm_act_chunk(const NormAct& norm, const Channe
   if (valid <= 0) return;
   float v[Traits::kChunk];
   unpack<T>(*chunk, v);
-  visit_activation(norm.activation, [&](auto tag) {
+  norm.act.visit([&](auto act, float slope) {
 #pragma unroll
-    for (int i = 0; i < Traits::kChunk; ++i) {
-      v[i] = activate<decltype(tag)::value>(terms.apply(i, v[i]), norm.negative_slope);
-    }
+    for (int i = 0; i < Traits::kChunk; ++i) v[i] = act.forward(terms.apply(i, v[i]), slope);
   });
   if constexpr (!Traits::kVector) {
 #pragma unroll

@@ -1,7 +1,7 @@
 // Every constant of a convolution kernel, derived from its type and tile.
 #pragma once
 
-#include "cuda_compat.h"
+#include "types.h"
 
 namespace fused_resnet {
 namespace conv {
@@ -51,38 +51,19 @@ __device__ __forceinline__ int positive(int n) {
 }
 
 // A chunk of 16 bytes and its elements as floats.
-template <class T>
-struct Elements;
-
-template <>
-struct Elements<float> {
-  static __device__ __forceinline__ float to_float(float v) { return v; }
-  static __device__ __forceinline__ float from_float(float v) { return v; }
-};
-template <>
-struct Elements<__half> {
-  static __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-  static __device__ __forceinline__ __half from_float(float v) { return __float2half_rn(v); }
-};
-template <>
-struct Elements<__nv_bfloat16> {
-  static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-  static __device__ __forceinline__ __nv_bfloat16 from_float(float v) { return __float2bfloat16_rn(v); }
-};
-
 template <class T, int n = 16 / sizeof(T)>
 __device__ __forceinline__ void unpack(const uint4& chunk, float (&v)[n]) {
   T elements[n];
   memcpy(static_cast<void*>(elements), &chunk, 16);
 #pragma unroll
-  for (int i = 0; i < n; ++i) v[i] = Elements<T>::to_float(elements[i]);
+  for (int i = 0; i < n; ++i) v[i] = widen(elements[i]);
 }
 
 template <class T, int n = 16 / sizeof(T)>
 __device__ __forceinline__ uint4 pack(const float (&v)[n]) {
   T elements[n];
 #pragma unroll
-  for (int i = 0; i < n; ++i) elements[i] = Elements<T>::from_float(v[i]);
+  for (int i = 0; i < n; ++i) elements[i] = narrow<T>(v[i]);
   uint4 chunk;
   memcpy(&chunk, static_cast<const void*>(elements), 16);
   return chunk;
@@ -97,7 +78,7 @@ __device__ __forceinline__ uint4 load_chunk(const typename Traits::T* p, int val
   } else {
     T elements[Traits::kChunk];
 #pragma unroll
-    for (int i = 0; i < Traits::kChunk; ++i) elements[i] = i < valid ? p[i] : Elements<T>::from_float(0.f);
+    for (int i = 0; i < Traits::kChunk; ++i) elements[i] = i < valid ? p[i] : narrow<T>(0.f);
     uint4 chunk;
     memcpy(&chunk, static_cast<const void*>(elements), 16);
     return chunk;

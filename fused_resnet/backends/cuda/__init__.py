@@ -1,7 +1,7 @@
 """The CUDA backend: the kernels of csrc/cuda, one module an op.
 
-Convolutions are PyTorch's, between passes of ours: the prologue is materialised, the statistics are a pass of their
-own, and so are both ends of the gradient convolutions.
+A convolution is fused, or PyTorch's between passes of ours: there the prologue is materialised, the statistics are a
+pass of their own, and so are both ends of the gradient convolutions. Which, says :mod:`.conv_algorithm`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Batch norm and activation, then a convolution that returns the statistics of its output.
 
-The convolution is PyTorch's, between passes of ours.
+Either fused, see :mod:`.fused_conv`, or with PyTorch's convolution between passes of ours, as :mod:`.conv_algorithm`
+says.
 
-Forward ``u = act(norm(x))`` | convolution | statistics; backward ``g``, the gradient of y with that of its statistics |
-both gradient convolutions | ``act'``, the norm and its channel sums. ``u`` is written again in backward, not kept.
+The latter is, forward, ``u = act(norm(x))`` | convolution | statistics; backward, ``g``, the gradient of y with that of
+its statistics | both gradient convolutions | ``act'``, the norm and its channel sums. ``u`` is written again in
+backward, not kept.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from .. import reference
 from ..arguments import Activation, BatchNorm, Conv, accumulate_dtype
 from .bn_add_act import bn_add_act, bn_add_act_backward
 from .channel_statistics import channel_statistics, channel_statistics_backward
+from .fused_conv import FusedConv
 
 __all__ = ["bn_act_conv", "bn_act_conv_backward"]
 
@@ -30,6 +33,9 @@ def bn_act_conv(
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [N, K, OH, OW], its mean [K] and biased variance [K] (both empty without ``statistics``)."""
+    fused = FusedConv.of(x, weight, conv)
+    if fused is not None:
+        return fused.forward(x, bn, activation, bias, statistics)
     u = _prologue(x, bn, activation)
     y = F.conv2d(u, weight, bias, *conv).contiguous(memory_format=torch.channels_last)
     if not statistics:
@@ -52,6 +58,9 @@ def bn_act_conv_backward(
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """g_x [N, C, H, W], g_bn [4, C], g_weight, g_bias; ``output_mask`` asks for (x and bn, weight, bias)."""
+    fused = FusedConv.of(x, weight, conv)
+    if fused is not None:
+        return fused.backward(g_y, g_mean, g_var, x, bn, activation, weight, y, y_mean, output_mask)
     g = g_y
     if g_mean is not None and g_var is not None:
         g = channel_statistics_backward(g_y, g_mean, g_var, y, y_mean)

@@ -1,4 +1,4 @@
-"""Convolution, batch norm, residual add and activation for inference: PyTorch's convolution and one pass of ours."""
+"""Convolution, batch norm, residual add and activation for inference: fused, or PyTorch's convolution and one pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv
 from .bn_add_act import bn_add_act
+from .fused_conv import FusedConv
 
 __all__ = ["conv_bn_add_act"]
 
@@ -22,5 +23,8 @@ def conv_bn_add_act(
     conv: Conv,
 ) -> Tensor:
     """out [N, K, OH, OW]."""
+    fused = FusedConv.of(x, weight, conv)
+    if fused is not None:
+        return fused.bn_add_act(x, bias, bn, residual, activation)
     y = F.conv2d(x, weight, bias, *conv).contiguous(memory_format=torch.channels_last)
     return bn_add_act(y, bn, residual, None, activation)

@@ -8,10 +8,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..native_arguments import DTYPES, activation, gradient_vectors, norm, pointer, pool_shape, vector, view
+from ..native_arguments import DTYPES, Norm, activation, gradient_vectors, norm, pointer, pool_shape, vector, view
 
 __all__ = [
     "DTYPES",
+    "Norm",
     "activation",
     "gradient_vectors",
     "kernels",
