@@ -61,12 +61,15 @@ Fiber::~Fiber() {
   if (stack_) munmap(stack_, kStackBytes);
 }
 
-void Fiber::prepare(void (*entry)()) {
+void Fiber::prepare(void (*entry)(), [[maybe_unused]] bool renew) {
 #ifdef CUDA_ON_CPU_TSAN
-  // A fresh mapping, or the last block's use of this stack would look like a race with this one's.
-  if (stack_) munmap(stack_, kStackBytes);
-  stack_ = nullptr;
-  tsan_ = __tsan_create_fiber(0);
+  if (renew) release();
+  if (!tsan_) {
+    // A fresh mapping, or the last thread's use of this stack would look like a race with this one's.
+    if (stack_) munmap(stack_, kStackBytes);
+    stack_ = nullptr;
+    tsan_ = __tsan_create_fiber(0);
+  }
   scheduler_tsan = __tsan_get_current_fiber();
 #endif
   if (!stack_) {

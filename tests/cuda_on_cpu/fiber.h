@@ -11,12 +11,13 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   ~Fiber();
 
-  // The next resume() calls `entry` on an empty stack; `entry` ends with suspend(true).
-  void prepare(void (*entry)());
+  // The next resume() calls `entry` on an empty stack; `entry` ends with suspend(true). To TSan it is the same thread
+  // as when it was last prepared, unless `renew`.
+  void prepare(void (*entry)(), bool renew);
   void resume();             // from the scheduler
   void suspend(bool ended);  // from the fiber
   void arrived();            // the first call in `entry`
-  void release();            // once it has ended, or is given up
+  void release();            // where it is given up before its end
 
  private:
   void* stack_pointer_ = nullptr;
