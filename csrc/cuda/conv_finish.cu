@@ -37,14 +37,15 @@ __global__ void __launch_bounds__(kFinishChannels* kFinishStrands) conv_finish_m
   const int channel = blockIdx.x * kFinishChannels + threadIdx.x;
   const bool exists = channel < p.channels;
   const auto rows = [&](int tile) { return least(p.tile_rows, p.rows - tile * p.tile_rows); };
-  const auto partial = [&](int tile, int which) {
-    return double(p.partial[(int64_t(tile) * 2 + which) * p.channels + channel]);
+  const auto part = [&](int tile, int which) {
+    return double(p.partial[(int64_t(tile) * kMomentParts + which) * p.channels + channel]);
   };
-  const double mean =
-      sum_over_tiles(p.tiles, exists, scratch, [&](int tile) { return rows(tile) * partial(tile, 0); }) / p.rows;
+  const auto tile_mean = [&](int tile) { return part(tile, 0) + part(tile, 1); };
+  const double sum = sum_over_tiles(p.tiles, exists, scratch, [&](int tile) { return rows(tile) * tile_mean(tile); });
+  const double mean = sum / p.rows;
   const double squares = sum_over_tiles(p.tiles, exists, scratch, [&](int tile) {
-    const double delta = partial(tile, 0) - mean;
-    return partial(tile, 1) + rows(tile) * delta * delta;
+    const double delta = tile_mean(tile) - mean;
+    return part(tile, 2) + rows(tile) * delta * delta;
   });
   if (exists && threadIdx.y == 0) {
     p.mean[channel] = float(mean);

@@ -8,7 +8,7 @@ namespace fused_resnet {
 namespace conv {
 
 struct FinishMomentsParams {
-  const float* partial;  // [tiles, 2, K]: mean, centred sum of squares
+  const float* partial;  // [tiles, kMomentParts, K]
   int tiles, tile_rows, rows, channels;
   float* mean;  // [K]
   float* var;   // [K], biased

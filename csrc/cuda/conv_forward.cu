@@ -27,7 +27,7 @@ cudaError_t launch_kernel(const ConvCall& call, const ConvForwardParams& params,
 
 int64_t conv_forward_workspace(const ConvShape& shape) {
   const int64_t pixels = shape.batch * shape.out_height * shape.out_width;
-  return divide_up(pixels, kSmallTileRows) * 2 * shape.out_channels * int64_t(sizeof(float));
+  return divide_up(pixels, kSmallTileRows) * kMomentParts * shape.out_channels * int64_t(sizeof(float));
 }
 
 LaunchError launch_conv_forward(const ConvForwardArgs& args, Stream stream) {

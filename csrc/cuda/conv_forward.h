@@ -97,8 +97,9 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
   }
 }
 
-// Mean and centred sum of squares of each column, in two passes over the tile, by kThreads / kColumns threads a column:
-// the shares are combined in fixed order by Chan's formula.
+// Mean and centred sum of squares of each column, by kThreads / kColumns threads a column. Everything is taken about
+// the column's first value, which lies within the tile's own spread however far the mean is from zero; and the mean
+// leaves as that value and the rest, two floats, for one would round it by more than the tiles' means differ.
 template <class Traits>
 __device__ __forceinline__ void store_tile_moments(const ConvForwardParams& p, const TilePlace& place,
                                                    const float* tile,
@@ -107,37 +108,29 @@ __device__ __forceinline__ void store_tile_moments(const ConvForwardParams& p, c
   const ConvGeometry& g = p.geometry;
   const int column = threadIdx.x % Traits::kColumns, share = threadIdx.x / Traits::kColumns;
   const int rows = least(Traits::kRows, g.out_pixels - place.first_row);
-  const int first = share * kShareRows, count = positive(least(kShareRows, rows - first));
-  const float* const at = tile + first * Traits::kTilePitch + column;
-  float sum = 0.f, rest = 0.f, squares = 0.f;
-  for (int i = 0; i < count; ++i) sum += at[i * Traits::kTilePitch];
-  float mean = count ? sum / count : 0.f;
-  for (int i = 0; i < count; ++i) {
-    const float centred = at[i * Traits::kTilePitch] - mean;
-    rest += centred;  // what rounding left of the mean
+  const int end = least(rows, (share + 1) * kShareRows);
+  const float first = tile[column];
+  float sum = 0.f, squares = 0.f;
+  for (int row = share * kShareRows; row < end; ++row) {
+    const float centred = tile[row * Traits::kTilePitch + column] - first;
+    sum += centred;
     squares = fmaf(centred, centred, squares);
   }
-  if (count) {
-    mean += rest / count;
-    squares -= rest * rest / count;
-  }
-  scratch[share * 2 * Traits::kColumns + column] = mean;
+  scratch[share * 2 * Traits::kColumns + column] = sum;
   scratch[(share * 2 + 1) * Traits::kColumns + column] = squares;
   __syncthreads();
   if (share || place.first_column + column >= g.group_out_channels) return;
-  float all_mean = mean, all_squares = squares;
 #pragma unroll
   for (int other = 1; other < kShares; ++other) {
-    const int before = other * kShareRows, its = positive(least(kShareRows, rows - before));
-    const float delta = scratch[other * 2 * Traits::kColumns + column] - all_mean;
-    const float part = its ? float(its) / float(before + its) : 0.f;
-    all_mean = fmaf(delta, part, all_mean);
-    all_squares += scratch[(other * 2 + 1) * Traits::kColumns + column] + delta * delta * before * part;
+    sum += scratch[other * 2 * Traits::kColumns + column];
+    squares += scratch[(other * 2 + 1) * Traits::kColumns + column];
   }
   const int channel = place.group * g.group_out_channels + place.first_column + column;
-  float* const out = p.partial + int64_t(place.row_tile) * 2 * g.out_channels + channel;
-  out[0] = all_mean;
-  out[g.out_channels] = all_squares;
+  float* const out = p.partial + int64_t(place.row_tile) * kMomentParts * g.out_channels + channel;
+  const float rest = sum / float(rows);
+  out[0] = first;
+  out[g.out_channels] = rest;
+  out[2 * g.out_channels] = fmaf(-rest, sum, squares);
 }
 
 template <class Traits>

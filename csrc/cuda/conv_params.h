@@ -34,6 +34,10 @@ struct GradientTerms {
   float per_pixel;      // 1 / m
 };
 
+// What a tile leaves of each channel for the statistics: its mean as the sum of two floats, and its sum of squares
+// about that mean.
+constexpr int kMomentParts = 3;
+
 struct ConvForwardParams {
   ConvGeometry geometry;
   const void* x;         // [N, H, W, C]
@@ -43,7 +47,7 @@ struct ConvForwardParams {
   NormAct epilogue;      // of the output, its activation after the residual; with statistics unused
   const void* residual;  // [N, OH, OW, K] or null
   void* y;               // [N, OH, OW, K]
-  float* partial;        // [row tiles, 2, K]: mean and centred sum of squares of a tile; null: no statistics
+  float* partial;        // [row tiles, kMomentParts, K]; null: no statistics
 };
 
 struct ConvDgradParams {
