@@ -121,7 +121,7 @@ __device__ __forceinline__ void store_tile_sums(const ConvDgradParams& p, const 
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads) conv_dgrad_kernel(ConvDgradParams p) {
+__global__ void __launch_bounds__(Traits::kThreads, 1) conv_dgrad_kernel(ConvDgradParams p) {
   DYNAMIC_SHARED(unsigned char, shared);
   const ConvGeometry& g = p.geometry;
   const TilePlace place = tile_place<Traits>(g.group_channels, g.groups);

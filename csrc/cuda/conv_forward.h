@@ -134,7 +134,7 @@ __device__ __forceinline__ void store_tile_moments(const ConvForwardParams& p, c
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads) conv_forward_kernel(ConvForwardParams p) {
+__global__ void __launch_bounds__(Traits::kThreads, 1) conv_forward_kernel(ConvForwardParams p) {
   DYNAMIC_SHARED(unsigned char, shared);
   SHARED_ARRAY(float, scratch, Traits::kThreads * 2);
   const ConvGeometry& g = p.geometry;

@@ -9,6 +9,9 @@ namespace conv {
 // Whether the product runs on tensor cores (16-bit types; float as tf32) or on fused multiply-adds (float).
 enum class Arithmetic { tensor_core, fma };
 
+// Kernels are bound to kThreads and one block: told nothing of blocks, the assembler may spill a register to fit one
+// more.
+//
 // A block computes kRows x kColumns of the output, each warp kWarpRows x kWarpColumns of that.
 // kVector: channels of a group come in whole 16-byte chunks and every tensor is aligned to them.
 template <class T_, Arithmetic arithmetic, int rows, int columns, int warps_m, int warps_n, bool vector>

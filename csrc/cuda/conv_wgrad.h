@@ -109,7 +109,7 @@ struct WgradOperands {
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads) conv_wgrad_kernel(ConvWgradParams p) {
+__global__ void __launch_bounds__(Traits::kThreads, 1) conv_wgrad_kernel(ConvWgradParams p) {
   DYNAMIC_SHARED(unsigned char, shared);
   const ConvGeometry& g = p.geometry;
   const WgradPlace place = wgrad_place<Traits>(p);
