@@ -26,7 +26,7 @@ test: $(VENV)/.built
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the engine's and the ops' tests on a copy of the
 # package that is built with them. Leaks are Python's own, and PyTorch is not instrumented.
 sanitize: $(VENV)/.built
-	FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
+	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
 

@@ -1,7 +1,5 @@
 // out = max over each window of act(norm(x)), with the winner's place in its window as one byte, channels_last. Windows
 // that overlap read x again from cache, not from memory.
-#include <limits>
-
 #include "batch_norm.h"
 #include "dispatch.h"
 #include "launchers.h"
@@ -30,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) bn_act_max_pool_kernel(Walk walk, Ac
     Pack<uint8_t, Walk::kLanes> winner;
 #pragma unroll
     for (int i = 0; i < Walk::kLanes; ++i) {
-      best[i] = -std::numeric_limits<S>::infinity();
+      best[i] = S(-INFINITY);
       winner.lane[i] = static_cast<uint8_t>(h.begin * shape.kernel_w + w.begin);
     }
     for (int64_t r = h.begin; r < h.end; ++r) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cuda_on_cpu import build
@@ -28,10 +29,10 @@ def ensure() -> None:
     reason = build.missing()
     if reason is not None:
         pytest.skip(f"{NAME}: {reason}")
-    _serve()
+    native.serve("cpu", _module())
 
 
 @cache
-def _serve() -> None:
+def _module() -> ModuleType:
     mode = os.environ.get("CUDA_ON_CPU_MODE", "plain")
-    native.serve("cpu", build.load(build.build(mode, FOLDER / mode)))
+    return build.load(build.build(mode, FOLDER / mode))
