@@ -48,11 +48,19 @@ _COMMON = (
     "-std=c++17 -g1 -fPIC -fno-gnu-unique -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas "
     "-DFUSED_RESNET_TARGET=cuda"
 )
-_OTHER_TYPES = (
-    "case DType::float64: return f(TypeTag<double>{});",
-    "case DType::bfloat16: return f(TypeTag<__nv_bfloat16>{});",
-    "case DType::float16: return f(TypeTag<__half>{});",
-)
+# What a build for one type leaves out: all but float32, of the convolutions all but float16.
+_OTHER_TYPES = {
+    "dispatch.h": (
+        "case DType::float64: return f(TypeTag<double>{});",
+        "case DType::bfloat16: return f(TypeTag<__nv_bfloat16>{});",
+        "case DType::float16: return f(TypeTag<__half>{});",
+    ),
+    "conv_dispatch.h": (
+        "case DType::bfloat16: return visit_16_bit<__nv_bfloat16>(large, vector, f);",
+        "if (!vector) return f(TraitsTag<FmaTile<false>>{});",
+        "return call.allow_tf32 ? f(TraitsTag<SmallTile<float, true>>{}) : f(TraitsTag<FmaTile<true>>{});",
+    ),
+}
 
 
 def toolkit_include() -> Path | None:
@@ -86,10 +94,11 @@ def build(mode: str, folder: Path, defines: Iterable[str] = (), units: Iterable[
 def build_planted(bug: PlantedBug, root: Path) -> Path:
     """The module with this bug planted, in a folder of its own under ``root``.
 
-    One unit is compiled, for float32 alone to save time; the others are those of the build without a bug.
+    One unit is compiled, for one type to save time; the others are those of the build without a bug.
     """
     folder = root / "planted" / hashlib.sha256(repr(bug).encode()).hexdigest()[:16]
-    patches = {"dispatch.h": [(f"    {case}\n", "") for case in _OTHER_TYPES], bug.file: [(bug.before, bug.after)]}
+    patches = {file: [(line, "") for line in lines] for file, lines in _OTHER_TYPES.items()}
+    patches.setdefault(bug.file, []).append((bug.before, bug.after))
     for source in (*CUDA.parent.glob("*.h"), *CUDA.glob("*.h"), *CUDA.glob("*.cu")):
         text = source.read_text()
         for before, after in patches.get(source.name, ()):

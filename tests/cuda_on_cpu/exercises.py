@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from cuda_on_cpu import build
+from cuda_on_cpu.conv_exercises import CONV_EXERCISES, CONV_TOLERANCE
 from torch import Tensor
 
 from fused_resnet.backends import cuda, reference
@@ -28,8 +29,9 @@ ACTIVATION = Activation("silu")
 POOL = MaxPool((3, 2), (2, 1), (1, 1))
 
 
-def verify(family: str, tolerance: float = 1e-5) -> None:
+def verify(family: str) -> None:
     """Raises AssertionError where the results of a family are not those of the reference."""
+    tolerance = CONV_TOLERANCE if family in CONV_EXERCISES else 1e-5
     for i, (got, want) in enumerate(EXERCISES[family]()):
         error = ((got.double() - want).norm() / want.norm()).item()
         if not error <= tolerance:
@@ -121,7 +123,7 @@ EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
         bn_act_max_pool,
         bn_act_max_pool_backward,
     )
-}
+} | CONV_EXERCISES
 
 if __name__ == "__main__":
     native.serve("cpu", build.load(Path(sys.argv[2])))

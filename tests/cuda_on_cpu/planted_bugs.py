@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cuda_on_cpu.conv_planted_bugs import CONV_BUGS
+
 __all__ = ["BUGS", "PlantedBug"]
 
 ORACLE = r"AssertionError: \w+: result \d+, shape .*: error "
@@ -146,3 +148,4 @@ BUGS = {
         ORACLE,
     ),
 }
+BUGS |= {name: PlantedBug(*row) for name, row in CONV_BUGS.items()}
