@@ -1,7 +1,7 @@
 """``make gpu-check``: what only a GPU can tell, in ten minutes, as one JSON and one page to keep.
 
-The op suite on the device, compute-sanitizer on a part of it, the bandwidth of each kernel beside a measured copy, and the
-training of ResNet-50. A part that fails or is not installed is reported as such, and the others run.
+The op suite on the device, compute-sanitizer on a part of it, the bandwidth of each kernel beside a measured copy, and
+the training of ResNet-50. A part that fails or is not installed is reported as such, and the others run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TESTS = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/ops
 SANITIZED = "test_matches_stock and not 130"
 BENCH = ("bench", "resnet50", "--device", "cuda", "--dtype", "bf16", "--batch", "128", "--rounds", "5")
 VARIANTS = ("--variants", "fused,channels_last,compile", "--allocator", "default")
-RELU, SLOPE_FREE = Activation("relu"), Activation("silu")
+RELU, SILU = Activation("relu"), Activation("silu")
 POOL = MaxPool((3, 3), (2, 2), (1, 1))
 
 
@@ -57,7 +57,7 @@ def _kernels(x: Tensor) -> dict[str, tuple[Callable[[], Any], float]]:
             3 * n * b,
         ),
         "bn_add_act": (lambda: cuda.bn_add_act(x, bn, residual, None, RELU), 3 * n * b),
-        "bn_add_act, silu": (lambda: cuda.bn_add_act(x, bn, residual, None, SLOPE_FREE), 3 * n * b),
+        "bn_add_act, silu": (lambda: cuda.bn_add_act(x, bn, residual, None, SILU), 3 * n * b),
         "bn_add_act_backward": (lambda: cuda.bn_add_act_backward(g, x, bn, residual, None, RELU), 5 * n * b),
         "bn_act_max_pool": (lambda: cuda.bn_act_max_pool(x, bn, RELU, POOL), n * b + pooled),
         "bn_act_max_pool_backward": (
@@ -96,17 +96,8 @@ def page(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [f"# gpu-check on {result['device']}", "", f"fused_resnet {result['version']}, torch {result['torch']}", ""]
     for part in ("tests", "compute_sanitizer", "bench"):
-        state = result[part]
-        lines += [
-            f"## {part}",
-            "",
-            "passed" if state["ok"] else "**not passed**",
-            "",
-            "```",
-            state["tail"].strip(),
-            "```",
-            "",
-        ]
+        verdict = "passed" if result[part]["ok"] else "**not passed**"
+        lines += [f"## {part}", "", verdict, "", "```", result[part]["tail"].strip(), "```", ""]
     lines += ["## Bandwidth", "", "| kernel | shape | dtype | GB/s | of a copy |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['kernel']} | {'x'.join(map(str, row['shape']))} | {row['dtype']} | {row['gb_per_s']:.0f} | "
