@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' 
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize lint format clean
+.PHONY: bench bench-ops test sanitize gpu-check lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -29,6 +29,10 @@ sanitize: $(VENV)/.built
 	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# For whoever has a GPU: at most ten minutes, and leaves gpu-check.json and gpu-check.md.
+gpu-check: $(VENV)/.built
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

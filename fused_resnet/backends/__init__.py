@@ -42,6 +42,8 @@ class Backend(NamedTuple):
 
 DEFAULT_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
+_NOT_BUILT = "native modules are built where a C++ compiler is found at install time"
+
 _requested: ContextVar[str | None] = ContextVar("fused_resnet_backend", default=None)
 _fallbacks: dict[str, int] = {}
 
@@ -51,7 +53,7 @@ def backends() -> dict[str, Backend]:
     """Every backend by name, those absent on this machine with the reason."""
     return {
         "reference": Backend("reference", "reference", ("cpu", "cuda", "meta"), None),
-        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu")),
+        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu", _NOT_BUILT)),
         "cuda": Backend("cuda", "cuda", ("cuda",), _why_no_cuda()),
     }
 
@@ -134,20 +136,18 @@ def _module(name: str) -> Any:
     return importlib.import_module(f".{backends()[name].module}", __name__)
 
 
-def _why_not_importable(module: str) -> str | None:
+def _why_not_importable(module: str, way_out: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return f"{error} (native modules are built where a C++ compiler is found at install time)"
+        return f"{error} ({way_out})"
     return None
 
 
 def _why_no_cuda() -> str | None:
-    try:
-        importlib.import_module("fused_resnet._cuda")
-    except ImportError as error:
-        return f"{error} (built where nvcc is found at install time, on PATH or under CUDA_HOME)"
-    return None if torch.cuda.is_available() else "no CUDA device"
+    way_out = "built where nvcc is found at install time, on PATH or under CUDA_HOME"
+    reason = _why_not_importable("fused_resnet._cuda", way_out)
+    return reason or (None if torch.cuda.is_available() else "no CUDA device")
 
 
 def _report_fallback(reason: str) -> None:
