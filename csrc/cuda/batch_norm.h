@@ -50,4 +50,18 @@ struct Norm {
   }
 };
 
+// The norms of a sum norm(x) + residual_norm(residual). Both biases go to the first: a register less for each channel.
+template <class S, int kChannels>
+__device__ __forceinline__ void load_norms_of_sum(const Norm<S>& bn, const Norm<S>& residual_bn, int64_t channel,
+                                                  ChannelNorm<S> (&norm)[kChannels],
+                                                  ChannelNorm<S> (&residual_norm)[kChannels]) {
+  bn.load(channel, norm);
+  residual_bn.load(channel, residual_norm);
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    norm[c].bias += residual_norm[c].bias;
+    residual_norm[c].bias = 0;
+  }
+}
+
 }  // namespace fused_resnet

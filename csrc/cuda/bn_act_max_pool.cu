@@ -10,11 +10,12 @@ namespace fused_resnet {
 namespace {
 
 template <class T, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads) bn_act_max_pool_kernel(Walk walk, Act act, PoolShape shape,
-                                                                   const T* __restrict__ x,  // [N, H, W, C]
-                                                                   Norm<Accumulate<T>> bn,
-                                                                   T* __restrict__ out,              // [N, OH, OW, C]
-                                                                   uint8_t* __restrict__ indices) {  // [N, OH, OW, C]
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+    bn_act_max_pool_kernel(Walk walk, Act act, PoolShape shape,
+                           const T* __restrict__ x,  // [N, H, W, C]
+                           Norm<Accumulate<T>> bn,
+                           T* __restrict__ out,              // [N, OH, OW, C]
+                           uint8_t* __restrict__ indices) {  // [N, OH, OW, C]
   using S = Accumulate<T>;
   using P = Pack<T, Walk::kLanes>;
   if (!walk.inside()) return;

@@ -43,7 +43,7 @@ __device__ __forceinline__ void gather_gradient(const Walk& walk, const PoolShap
 }
 
 template <class T, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
     bn_act_max_pool_backward_kernel(Walk walk, Act act, PoolShape shape, Tensors<T> tensors, Norm<Accumulate<T>> bn,
                                     Accumulate<T>* __restrict__ g_bn,  // [4, C] or null
                                     SumsWorkspace<Sums<Accumulate<T>>> workspace) {

@@ -9,18 +9,18 @@ namespace fused_resnet {
 namespace {
 
 template <class T, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads) bn_add_act_kernel(Walk walk, Act act,
-                                                              const T* __restrict__ x,  // [outer, C, inner]
-                                                              Norm<Accumulate<T>> bn,
-                                                              const T* __restrict__ residual,  // [outer, C, inner]
-                                                              Norm<Accumulate<T>> residual_bn,
-                                                              T* __restrict__ out) {  // [outer, C, inner]
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+    bn_add_act_kernel(Walk walk, Act act,
+                      const T* __restrict__ x,  // [outer, C, inner]
+                      Norm<Accumulate<T>> bn,
+                      const T* __restrict__ residual,  // [outer, C, inner]
+                      Norm<Accumulate<T>> residual_bn,
+                      T* __restrict__ out) {  // [outer, C, inner]
   using S = Accumulate<T>;
   using P = Pack<T, Walk::kLanes>;
   if (!walk.inside()) return;
   ChannelNorm<S> norm[Walk::kChannels], residual_norm[Walk::kChannels];
-  bn.load(walk.first_channel(), norm);
-  residual_bn.load(walk.first_channel(), residual_norm);
+  load_norms_of_sum(bn, residual_bn, walk.first_channel(), norm, residual_norm);
   for (int64_t row = walk.first_row(); row < walk.rows; row += walk.row_step()) {
     const int64_t at = walk.offset(row);
     P pack = P::load(x + at);

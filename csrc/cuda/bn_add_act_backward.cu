@@ -29,7 +29,7 @@ struct Vectors {
 };
 
 template <class T, bool kResidual, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
     bn_add_act_backward_kernel(Walk walk, Act act, Tensors<T> tensors, Vectors<Accumulate<T>> vectors,
                                SumsWorkspace<Sums<Accumulate<T>>> workspace) {
   using S = Accumulate<T>;
@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   Sums<S> sums[Walk::kLanes];
   if (walk.inside()) {
     ChannelNorm<S> norm[Walk::kChannels], residual_norm[Walk::kChannels];
-    vectors.bn.load(walk.first_channel(), norm);
-    if constexpr (kResidual) vectors.residual_bn.load(walk.first_channel(), residual_norm);
+    load_norms_of_sum(vectors.bn, vectors.residual_bn, walk.first_channel(), norm, residual_norm);
     for (int64_t row = walk.first_row(); row < walk.rows; row += walk.row_step()) {
       const int64_t at = walk.offset(row);
       const P g = P::load(tensors.g_out + at), x = P::load(tensors.x + at);

@@ -8,11 +8,12 @@ namespace fused_resnet {
 namespace {
 
 template <class T, class Walk>
-__global__ void __launch_bounds__(kThreads) channel_statistics_kernel(Walk walk,
-                                                                      const T* __restrict__ y,  // [outer, C, inner]
-                                                                      SumsWorkspace<Moments<Accumulate<T>>> workspace,
-                                                                      Accumulate<T>* __restrict__ mean,   // [C]
-                                                                      Accumulate<T>* __restrict__ var) {  // [C]
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+    channel_statistics_kernel(Walk walk,
+                              const T* __restrict__ y,  // [outer, C, inner]
+                              SumsWorkspace<Moments<Accumulate<T>>> workspace,
+                              Accumulate<T>* __restrict__ mean,   // [C]
+                              Accumulate<T>* __restrict__ var) {  // [C]
   using S = Accumulate<T>;
   Moments<S> lanes[Walk::kLanes];
   if (walk.inside()) {
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) channel_statistics_kernel(Walk walk,
 
 // g = g_y + g_mean / m + 2 g_var (y - mean) / m: before a gradient convolution that is not ours.
 template <class T, class Walk>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
     channel_statistics_backward_kernel(Walk walk,
                                        const T* __restrict__ g_y,                 // [outer, C, inner]
                                        const T* __restrict__ y,                   // [outer, C, inner]

@@ -13,6 +13,8 @@
 namespace fused_resnet {
 
 constexpr int kThreads = 256;
+// Of a multiprocessor: enough loads under way, and 128 registers a thread.
+constexpr int kLeastBlocks = 2;
 
 template <int kLanesOf, bool kChannelsLastOf>
 struct Columns {

@@ -224,8 +224,8 @@ void fail(const char* format, ...) {
   __builtin_trap();
 }
 
-const char* error_text(cudaError_t) {
-  return failure.c_str();
+const char* error_text(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? failure.c_str() : "invalid argument";
 }
 
 void wait_in(State state) {
