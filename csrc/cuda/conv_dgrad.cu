@@ -8,6 +8,11 @@ namespace fused_resnet {
 
 using namespace conv;
 
+// From these tests/cuda/kernel_budget.py predicts the occupancy.
+static_assert(kSharedBytes<SmallTile<__half, true>, DgradOperands<SmallTile<__half, true>>> == 44544);
+static_assert(kSharedBytes<SmallTile<float, true>, DgradOperands<SmallTile<float, true>>> == 44544);
+static_assert(kSharedBytes<LargeTile<__half>, DgradOperands<LargeTile<__half>>> == 87552);
+
 int64_t conv_dgrad_workspace(const ConvShape& shape) {
   const int64_t pixels = shape.batch * shape.height * shape.width;
   return divide_up(pixels, kSmallTileRows) * 2 * shape.channels * int64_t(sizeof(float));

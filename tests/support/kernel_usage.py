@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ARCHITECTURES", "Usage", "find_cuobjdump", "read_usage"]
+__all__ = ["ARCHITECTURES", "Usage", "count_instructions", "find_cuobjdump", "read_usage", "short_name"]
 
 
 class Multiprocessor(NamedTuple):
@@ -58,7 +58,10 @@ class Usage(NamedTuple):
         limits, warps = ARCHITECTURES[architecture], -(-threads // 32)
         registers_per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = 65536 // 4 // registers_per_warp * 4 // warps  # each of four partitions has its own
-        shared = -(-(self.static_shared_bytes + dynamic_shared_bytes + 1024) // 128) * 128
+        kept_by_system = 1024 if int(architecture) < 90 else 0  # from sm_90 on it is in the static bytes
+        shared = -(-(self.static_shared_bytes + dynamic_shared_bytes + kept_by_system) // 128) * 128
+        if not shared:
+            return min(by_registers, limits.warps // warps, limits.blocks) * warps
         return min(by_registers, limits.warps // warps, limits.blocks, limits.shared_bytes // shared) * warps
 
 
@@ -92,10 +95,11 @@ def _read_architecture(cuobjdump: Path, module: Path, arch: str) -> Iterator[tup
     pieces = _FUNCTION.split(run("-sass"))
     names = pieces[1::2]
     for mangled, name, body in zip(names, _demangle(names), pieces[2::2], strict=True):
-        yield (arch, name), Usage(*resources[mangled], *_count(body))
+        yield (arch, name), Usage(*resources[mangled], *count_instructions(body))
 
 
-def _count(body: str) -> Iterator[int]:
+def count_instructions(body: str) -> Iterator[int]:
+    """The counts of :class:`Usage`, in its order from ``local`` on, of the disassembly of one kernel."""
     found = Counter((op, ".128" in suffixes) for op, suffixes in _INSTRUCTION.findall(body))
     yield sum(found[op, wide] for op in ("LDL", "STL") for wide in (True, False))
     for op in ("LDG", "STG"):
@@ -108,14 +112,15 @@ def _count(body: str) -> Iterator[int]:
 
 def _demangle(names: list[str]) -> list[str]:
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return [_short(line) for line in done.stdout.splitlines()]
+    return [short_name(line) for line in done.stdout.splitlines()]
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Without return type, parameters, namespaces and blanks."""
-    name = re.sub(r"\(anonymous namespace\)::|fused_resnet::|conv::|\((?:fused_resnet|int|bool)[^()]*\)(?=\d)", "", name)
-    name = re.sub(r"\((?:\w+::)*Arithmetic\)0", "tensor_core", name)
-    name = re.sub(r"\((?:\w+::)*Arithmetic\)1", "fma", name)
+    name = re.sub(r"\(anonymous namespace\)::|fused_resnet::|conv::", "", name)
+    for number, arithmetic in enumerate(("tensor_core", "fma")):  # of enum class Arithmetic
+        name = name.replace(f"(Arithmetic){number}", arithmetic)
+    name = re.sub(r"\((?:bool|int)\)(?=\d)", "", name)
     depth, end = 0, len(name)
     for i, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
