@@ -138,7 +138,8 @@ def _ninja(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable
 
 
 def load(path: Path) -> ModuleType:
-    """Imports the module that :func:`build` made, under a name of its folder: pybind11 loads each name once."""
+    """Imports the module that :func:`build` made."""
+    # pybind11 would return the first module of a name again, wherever the second comes from.
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}._cuda", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
