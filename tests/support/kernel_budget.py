@@ -90,5 +90,8 @@ if __name__ == "__main__":
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         sys.exit("no cuobjdump: pip install nvidia-cuda-cuobjdump, or put a toolkit's on PATH")
-    rows = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in budget_of(read_usage(cuobjdump, Path(sys.argv[1]))).items())
+    usage = read_usage(cuobjdump, Path(sys.argv[1]))
+    budget = budget_of(usage)
+    rows = (f"{json.dumps(kernel)}: {json.dumps(limits)}" for kernel, limits in budget.items())
     BUDGET.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    sys.exit("\n".join(violations(usage, budget)))  # what no budget may allow, such as a spill
