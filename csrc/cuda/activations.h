@@ -28,6 +28,8 @@ struct FixedActivation {
 
 template <class S>
 struct ReluOnly {
+  static constexpr bool kIsRelu = true;
+
   explicit ReluOnly(const ActivationArgs&) {}
 
   // Calls f with a FixedActivation and the negative slope.
@@ -39,6 +41,8 @@ struct ReluOnly {
 
 template <class S>
 struct AnyActivation {
+  static constexpr bool kIsRelu = false;
+
   Activation kind;
   S slope;
 

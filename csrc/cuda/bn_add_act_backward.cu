@@ -28,8 +28,12 @@ struct Vectors {
   S* g_residual_bn;  // [4, C] or null
 };
 
+// The rare activations after a residual need more registers than two blocks leave: fewer threads, but no spill.
+template <bool kResidual, class Act>
+constexpr int kBlocks = kResidual && !Act::kIsRelu ? 1 : kLeastBlocks;
+
 template <class T, bool kResidual, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads, (kBlocks<kResidual, Act>))
     bn_add_act_backward_kernel(Walk walk, Act act, Tensors<T> tensors, Vectors<Accumulate<T>> vectors,
                                SumsWorkspace<Sums<Accumulate<T>>> workspace) {
   using S = Accumulate<T>;

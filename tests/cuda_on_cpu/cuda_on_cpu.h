@@ -169,18 +169,8 @@ inline int width_or_warp(int width = 32) {
 #define __all_sync(mask, predicate) (__ballot_sync(mask, predicate) == (mask))
 
 template <class T>
-inline T __ldg(const T* p) {
-  return *p;
-}
-
-template <class T>
 inline T atomicAdd(T* address, std::common_type_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [value](T old) -> T { return old + value; });
-}
-
-template <class T>
-inline T atomicMax(T* address, std::common_type_t<T> value) {
-  return cuda_on_cpu::atomic_update(address, [value](T old) -> T { return old < value ? value : old; });
 }
 
 inline void __threadfence() {
@@ -190,22 +180,8 @@ inline void __threadfence() {
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }
-inline double rsqrt(double x) {
-  return 1.0 / std::sqrt(x);
-}
-inline float __frcp_rn(float x) {
-  return 1.0f / x;
-}
-inline float __fdividef(float a, float b) {
-  return a / b;
-}
 inline float __uint_as_float(unsigned bits) {
   float f;
   std::memcpy(&f, &bits, sizeof(f));
   return f;
-}
-inline unsigned __float_as_uint(float f) {
-  unsigned bits;
-  std::memcpy(&bits, &f, sizeof(f));
-  return bits;
 }

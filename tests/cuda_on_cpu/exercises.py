@@ -1,7 +1,7 @@
 """Small runs of each kernel family beside the reference in float64, for builds in which something may be wrong.
 
-``python exercises.py FAMILY MODULE`` runs one on a module of :mod:`cuda_on_cpu.build`. The shapes have tails in every
-direction, threads without a channel, several blocks, and tensors that are not aligned to 16 bytes.
+``python exercises.py MODULE FAMILY ...`` runs some on a module of :mod:`cuda_on_cpu.build`. The shapes have tails in
+every direction, threads without a channel, several blocks, and tensors that are not aligned to 16 bytes.
 """
 
 from __future__ import annotations
@@ -126,5 +126,6 @@ EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
 } | CONV_EXERCISES
 
 if __name__ == "__main__":
-    native.serve("cpu", build.load(Path(sys.argv[2])))
-    verify(sys.argv[1])
+    native.serve("cpu", build.load(Path(sys.argv[1])))
+    for family in sys.argv[2:]:
+        verify(family)
