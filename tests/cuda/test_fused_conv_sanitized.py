@@ -1,4 +1,4 @@
-"""The fused convolution's tests again, on the kernels built with sanitizers: memory and undefined behaviour, then races.
+"""The fused convolution's tests again, on the kernels built with sanitizers: undefined behaviour, then races.
 
 The exercises of tests/cuda_on_cpu run on these builds too; here are more types and both tiles.
 """
