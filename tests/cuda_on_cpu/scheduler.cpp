@@ -32,7 +32,7 @@ std::string failure;
 // which the next grid uses again, for a thread is dear to TSan (0.4 ms); the last set is renewed for each further
 // block.
 #ifdef CUDA_ON_CPU_TSAN
-constexpr size_t kSets = 8;
+constexpr size_t kSets = 5;  // 200 MB each
 #else
 constexpr size_t kSets = 1;
 #endif

@@ -8,18 +8,22 @@ import sys
 import pytest
 from cuda_on_cpu import build, cuda_emulated
 
-# Every kernel in every type, layout and activation. The one large image would take minutes under TSan.
-SELECTION = "cuda_emulated and (test_matches_stock or test_parts_and_activations) and not 130 and not grouped"
+# Every kernel in every type, layout and activation. Races do not depend on the activation; and TSan, to which a block
+# of threads is dear, gets no contiguous image here, a block a channel: those of `exercises` have few channels.
+SELECTIONS = {
+    "asan": "cuda_emulated and (test_matches_stock or test_parts_and_activations) and not 130",
+    "tsan": "cuda_emulated and test_matches_stock and not 130 and not contiguous and not sliced",
+}
 FILES = ("test_bn_add_act.py", "test_bn_act_max_pool.py", "test_bn_act_conv.py")
 
 
-@pytest.mark.parametrize("mode", ["asan", "tsan"])
+@pytest.mark.parametrize("mode", SELECTIONS)
 def test_op_suite(mode: str) -> None:
     cuda_emulated.ensure()
     build.build(mode, cuda_emulated.FOLDER / mode)
     files = [str(build.ROOT / "tests" / "ops" / name) for name in FILES]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", SELECTION, *files],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", SELECTIONS[mode], *files],
         cwd=build.ROOT,
         env=build.environment(mode),
         capture_output=True,
