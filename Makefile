@@ -3,14 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
+CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # What `make sanitize` runs. Not gradcheck and the like: they are PyTorch's code, slow, and reach no kernel that others do not.
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize lint format clean
+.PHONY: bench bench-ops test sanitize gpu-check lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -26,9 +26,13 @@ test: $(VENV)/.built
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the engine's and the ops' tests on a copy of the
 # package that is built with them. Leaks are Python's own, and PyTorch is not instrumented.
 sanitize: $(VENV)/.built
-	FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
+	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# For whoever has a GPU: at most ten minutes, and leaves gpu-check.json and gpu-check.md.
+gpu-check: $(VENV)/.built
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -1,12 +1,17 @@
 """Builds the native modules of fused_resnet with ninja; everything else about the package is in pyproject.toml.
 
 ``fused_resnet._cpu`` compiles its kernels once for each instruction set of the processor family and chooses at run
-time. No torch is needed: the modules take addresses, not tensors. Environment variables:
+time; ``fused_resnet._cuda`` holds machine code for each GPU architecture, and PTX for those to come. No torch is
+needed: the modules take addresses, not tensors. Environment variables:
 
 CXX
     The C++ compiler (g++ or clang++; C++17, OpenMP, vector extensions). Without one the package is pure Python.
+CUDA_HOME
+    Where the CUDA toolkit is, if nvcc is not on PATH. Without nvcc there is no ``fused_resnet._cuda``.
 FUSED_RESNET_NATIVE=0
     Leaves the native modules out on purpose.
+FUSED_RESNET_CUDA=0
+    Leaves ``fused_resnet._cuda`` out on purpose.
 FUSED_RESNET_SANITIZE=address,undefined
     Builds with these sanitizers of the compiler, and symbols; see ``make sanitize``.
 """
@@ -54,6 +59,11 @@ FLAGS = (
 )
 
 
+GPU_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+# The CUDA runtime is linked statically, so that the module imports where there is no driver.
+NVCC_FLAGS = "-std=c++17 -O3 -DFUSED_RESNET_TARGET=cuda -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
+
 SANITIZERS = os.environ.get("FUSED_RESNET_SANITIZE", "")
 SANITIZE = f"-fsanitize={SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1" if SANITIZERS else ""
 
@@ -66,6 +76,14 @@ def compiler() -> str | None:
     return next((c for c in candidates if c and shutil.which(c.split()[0])), None)
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler to use, or None."""
+    if compiler() is None or os.environ.get("FUSED_RESNET_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+
+
 class NinjaBuild(build_ext):
     """Compiles each extension's ninja file instead of calling the compiler from Python."""
 
@@ -76,11 +94,12 @@ class NinjaBuild(build_ext):
         build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_ninja_file(build / "build.ninja", target)
+        write_ninja_file = {"fused_resnet._cpu": write_cpu_ninja_file, "fused_resnet._cuda": write_cuda_ninja_file}
+        write_ninja_file[ext.name](build / "build.ninja", target)
         subprocess.run([shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(build)], check=True)
 
 
-def write_ninja_file(path: Path, target: Path) -> None:
+def write_cpu_ninja_file(path: Path, target: Path) -> None:
     """The build of ``fused_resnet._cpu``: kernels once per instruction set, the choice and the binding once."""
     import pybind11
     from ninja.ninja_syntax import Writer
@@ -109,12 +128,44 @@ def write_ninja_file(path: Path, target: Path) -> None:
         n.build([str(target)], "link", objects)
 
 
+def write_cuda_ninja_file(path: Path, target: Path) -> None:
+    """The build of ``fused_resnet._cuda``: kernels by nvcc for every architecture it knows, the binding by C++."""
+    import pybind11
+    from ninja.ninja_syntax import Writer
+
+    cuda = ROOT / "csrc" / "cuda"
+    listed = subprocess.run([str(nvcc()), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = [arch for arch in GPU_ARCHITECTURES if f"compute_{arch}" in listed]
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
+    ptx = f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"
+    includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
+    with path.open("w") as file:
+        n = Writer(file, width=120)
+        n.variable("cxx", compiler())
+        n.variable("nvcc", nvcc())
+        n.variable("architectures", " ".join([*code, ptx]))
+        # -ccbin: nvcc would look for a compiler of its own.
+        command = f"$nvcc -ccbin $cxx {NVCC_FLAGS} $architectures -MMD -MF $out.d -c $in -o $out"
+        n.rule("device", command, depfile="$out.d", deps="gcc")
+        n.rule("host", f"$cxx {FLAGS} {includes} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("link", "$nvcc -ccbin $cxx -shared -cudart=static -Xlinker=-s $in -o $out")
+        objects = []
+        for source in sorted([*cuda.glob("*.cu"), *cuda.glob("*.cpp")]):
+            objects.append(f"{source.name}.o")
+            n.build([objects[-1]], "device" if source.suffix == ".cu" else "host", [str(source)])
+        n.build([str(target)], "link", objects)
+
+
 def extensions() -> list[Extension]:
     """The native modules that this machine can build."""
     if compiler() is None or platform.system() != "Linux" or platform.machine() not in TARGETS:
         return []
-    sources = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.suffix in (".cpp", ".h")]
-    return [Extension("fused_resnet._cpu", sources)]
+
+    def extension(name: str) -> Extension:
+        files = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / name).iterdir()]
+        return Extension(f"fused_resnet._{name}", [str(p.relative_to(ROOT)) for p in sorted(files)])
+
+    return [extension(name) for name in ("cpu", "cuda") if name == "cpu" or nvcc()]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})

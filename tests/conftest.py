@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
+from cuda_on_cpu import cuda_emulated
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
-from fused_resnet.backends import available_backends, use_backend
+from fused_resnet.backends import available_backends, backends, use_backend
 
-# Each backend, the CPU one with every instruction set this processor has.
-TARGETS = ["reference"]
+# Each backend, the CPU one with every instruction set this processor has, and the CUDA kernels run on the CPU.
+TARGETS = ["reference", "cuda_emulated"]
 if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
@@ -34,17 +36,31 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     set_float32_conv_precision(before)
 
 
-@pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each backend and instruction set."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The op tests run on the device too: their tensors are born where the fixture says."""
+    if "target" in metafunc.fixturenames:
+        devices = [pytest.param("cuda", marks=pytest.mark.gpu)] if metafunc.definition.path.parent.name == "ops" else []
+        metafunc.parametrize("target", [*TARGETS, *devices], indirect=True)
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test once on each backend and instruction set; under ``-m gpu`` on the device."""
     name, _, isa = request.param.partition("-")
     before = cpu.isa() if isa else None
-    if isa:
-        cpu.set_isa(isa)
-    with use_backend(name):
+    with ExitStack() as stack:
+        if isa:
+            cpu.set_isa(isa)
+            stack.callback(cpu.set_isa, before)
+        if name == "cuda_emulated":
+            cuda_emulated.ensure()
+        if name == "cuda":
+            if reason := backends()[name].unavailable:
+                pytest.skip(reason)
+            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # both sides of a comparison are float32
+            stack.enter_context(torch.device("cuda"))
+        stack.enter_context(use_backend(name))
         yield request.param
-    if before:
-        cpu.set_isa(before)
 
 
 @pytest.fixture

@@ -16,9 +16,19 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Backend", "available_backends", "backends", "choose", "fallbacks", "requested_backend", "use_backend"]
+__all__ = [
+    "Backend",
+    "available_backends",
+    "backends",
+    "choose",
+    "fallbacks",
+    "register",
+    "requested_backend",
+    "use_backend",
+]
 
 
 class Backend(NamedTuple):
@@ -30,7 +40,9 @@ class Backend(NamedTuple):
     unavailable: str | None
 
 
-DEFAULT_ORDER = {"cpu": ("cpu", "reference")}
+DEFAULT_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
+
+_NOT_BUILT = "native modules are built where a C++ compiler is found at install time"
 
 _requested: ContextVar[str | None] = ContextVar("fused_resnet_backend", default=None)
 _fallbacks: dict[str, int] = {}
@@ -41,8 +53,19 @@ def backends() -> dict[str, Backend]:
     """Every backend by name, those absent on this machine with the reason."""
     return {
         "reference": Backend("reference", "reference", ("cpu", "cuda", "meta"), None),
-        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu")),
+        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu", _NOT_BUILT)),
+        "cuda": Backend("cuda", "cuda", ("cuda",), _why_no_cuda()),
     }
+
+
+def register(backend: Backend) -> None:
+    """Adds a backend beside the package's own, to be asked for by name; no device defaults to it.
+
+    The tests run the Python and C++ of ``cuda`` on CPU tensors through one. Raises ValueError where the name is taken.
+    """
+    if backend.name in backends():
+        raise ValueError(f"backend: expected a name that is not taken, got {backend.name!r}")
+    backends()[backend.name] = backend
 
 
 def available_backends() -> tuple[str, ...]:
@@ -113,12 +136,18 @@ def _module(name: str) -> Any:
     return importlib.import_module(f".{backends()[name].module}", __name__)
 
 
-def _why_not_importable(module: str) -> str | None:
+def _why_not_importable(module: str, way_out: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return f"{error} (native modules are built where a C++ compiler is found at install time)"
+        return f"{error} ({way_out})"
     return None
+
+
+def _why_no_cuda() -> str | None:
+    way_out = "built where nvcc is found at install time, on PATH or under CUDA_HOME"
+    reason = _why_not_importable("fused_resnet._cuda", way_out)
+    return reason or (None if torch.cuda.is_available() else "no CUDA device")
 
 
 def _report_fallback(reason: str) -> None:

@@ -52,7 +52,7 @@ def test_backward_runs_on_the_backend_of_its_forward(monkeypatch: pytest.MonkeyP
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with (
-        pytest.raises(ValueError, match=r"expected a backend of reference, cpu, got 'gpu'"),
+        pytest.raises(ValueError, match=r"expected a backend of reference, cpu, .*got 'gpu'"),
         fused_resnet.use_backend("gpu"),
     ):
         pass

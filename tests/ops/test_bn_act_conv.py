@@ -206,7 +206,7 @@ def test_opcheck(target: str, statistics: bool) -> None:
 
 def test_autocast(target: str) -> None:
     x, weight, geometry = _case("3x3")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y, mean, _ = ops.bn_act_conv(x, batch_norm(16), "relu", weight.requires_grad_(), *geometry)
     assert y.dtype == torch.bfloat16 and mean.dtype == torch.float32
     (g,) = torch.autograd.grad(y.float().sum(), weight)

@@ -70,8 +70,8 @@ def assert_op_matches_stock(
         inputs, leaves = _leaves(args, kind, vectors)
         outputs = function(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        generator = torch.Generator().manual_seed(1)
-        grads = [torch.randn(o.shape, generator=generator).to(dtype).to(o.dtype) for o in outputs]
+        generator = torch.Generator(outputs[0].device).manual_seed(1)
+        grads = [torch.randn(o.shape, generator=generator, device=o.device).to(dtype).to(o.dtype) for o in outputs]
         gradients = torch.autograd.grad(outputs, leaves, grads)
         results.append([*outputs, *gradients])
     for i, (got, stock_got, want) in enumerate(zip(*results, strict=True)):

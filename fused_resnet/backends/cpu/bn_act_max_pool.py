@@ -26,7 +26,7 @@ def bn_act_max_pool(
     _cpu.bn_act_max_pool(
         native.DTYPES[x.dtype],
         native.activation(activation),
-        _pool_shape(x, out, pool),
+        native.pool_shape(x, out, pool),
         native.threads(),
         x.data_ptr(),
         norm,
@@ -51,7 +51,7 @@ def bn_act_max_pool_backward(
     _cpu.bn_act_max_pool_backward(
         native.DTYPES[x.dtype],
         native.activation(activation),
-        _pool_shape(x, g_out, pool),
+        native.pool_shape(x, g_out, pool),
         native.threads(),
         g_out.data_ptr(),
         indices.data_ptr(),
@@ -62,8 +62,3 @@ def bn_act_max_pool_backward(
     )
     del vectors
     return g_x, g_bn
-
-
-def _pool_shape(x: Tensor, out: Tensor, pool: MaxPool) -> tuple[int, ...]:
-    n, c, h, w = x.shape
-    return n, h, w, c, out.shape[2], out.shape[3], *pool.kernel_size, *pool.stride, *pool.padding

@@ -1,0 +1,21 @@
+// The device that launches go to, and what went wrong with one.
+#include "cuda_compat.h"
+#include "launchers.h"
+
+namespace fused_resnet {
+
+const char* launch_error_text(LaunchError error) {
+  return error_text(static_cast<cudaError_t>(error));
+}
+
+LaunchError exchange_device(int device, int* previous) {
+#ifdef __CUDACC__
+  if (const cudaError_t error = cudaGetDevice(previous)) return error;
+  return device == *previous ? cudaSuccess : cudaSetDevice(device);
+#else
+  *previous = device;
+  return cudaSuccess;
+#endif
+}
+
+}  // namespace fused_resnet

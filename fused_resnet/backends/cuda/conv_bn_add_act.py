@@ -1,0 +1,30 @@
+"""Convolution, batch norm, residual add and activation for inference: fused, or PyTorch's convolution and one pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arguments import Activation, BatchNorm, Conv
+from .bn_add_act import bn_add_act
+from .fused_conv import FusedConv
+
+__all__ = ["conv_bn_add_act"]
+
+
+def conv_bn_add_act(
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [K, C / groups, R, S]
+    bias: Tensor | None,  # [K]
+    bn: BatchNorm | None,
+    residual: Tensor | None,  # [N, K, OH, OW]
+    activation: Activation,
+    conv: Conv,
+) -> Tensor:
+    """out [N, K, OH, OW]."""
+    fused = FusedConv.of(x, weight, conv)
+    if fused is not None:
+        return fused.bn_add_act(x, bias, bn, residual, activation)
+    y = F.conv2d(x, weight, bias, *conv).contiguous(memory_format=torch.channels_last)
+    return bn_add_act(y, bn, residual, None, activation)

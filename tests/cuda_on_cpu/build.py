@@ -1,0 +1,166 @@
+"""Builds the CUDA kernels, launchers and binding of csrc/cuda with g++ against the runtime in this folder.
+
+The result is the module ``fused_resnet._cuda``, running on the CPU. The modes are ``plain``, ``asan`` (with
+UndefinedBehaviorSanitizer) and ``tsan``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from cuda_on_cpu.planted_bugs import PlantedBug
+
+__all__ = [
+    "MODES",
+    "SANITIZER_EXIT_CODE",
+    "build",
+    "build_planted",
+    "environment",
+    "load",
+    "missing",
+]
+
+SANITIZER_EXIT_CODE = 66
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+
+# Flags of everything that is compiled, and of the runtime where it differs: to ThreadSanitizer it must be invisible.
+_FRAMES = "-O1 -fno-omit-frame-pointer"
+_ASAN = f"{_FRAMES} -fsanitize=address,undefined -fno-sanitize-recover=undefined -DCUDA_ON_CPU_ASAN"
+MODES = {
+    "plain": ("-O1", "-O2"),
+    "asan": (_ASAN, _ASAN),
+    "tsan": (f"{_FRAMES} -fsanitize=thread", f"{_FRAMES} -DCUDA_ON_CPU_TSAN"),
+}
+_SANITIZER = {"plain": "", "asan": "-fsanitize=address,undefined", "tsan": "-fsanitize=thread"}
+# -fno-strict-aliasing: as nvcc. -fno-gnu-unique: several builds in one process keep apart. Unknown pragmas: unroll.
+_COMMON = (
+    "-std=c++17 -g1 -fPIC -fno-gnu-unique -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas "
+    "-DFUSED_RESNET_TARGET=cuda"
+)
+# What a build for one type leaves out: all but float32, of the convolutions all but float16.
+_OTHER_TYPES = {
+    "dispatch.h": (
+        "case DType::float64: return f(TypeTag<double>{});",
+        "case DType::bfloat16: return f(TypeTag<__nv_bfloat16>{});",
+        "case DType::float16: return f(TypeTag<__half>{});",
+    ),
+    "conv_dispatch.h": (
+        "case DType::bfloat16: return visit_16_bit<__nv_bfloat16>(large, vector, f);",
+        "if (!vector) return f(TraitsTag<FmaTile<false>>{});",
+        "return call.allow_tf32 ? f(TraitsTag<SmallTile<float, true>>{}) : f(TraitsTag<FmaTile<true>>{});",
+    ),
+}
+
+
+def toolkit_include() -> Path | None:
+    """The folder of CUDA's headers: the toolkit's, or that of the packages which PyTorch brings."""
+    nvcc = shutil.which("nvcc")
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    homes = [Path("/usr/local/cuda"), *([Path(nvcc).resolve().parent.parent] if nvcc else []), *packages.glob("cu*")]
+    return next((home / "include" for home in homes if (home / "include" / "cuda_fp16.h").exists()), None)
+
+
+def missing() -> str | None:
+    """What a build here would lack, or None."""
+    if shutil.which("g++") is None:
+        return "no g++"
+    return None if toolkit_include() else "no CUDA headers (cuda_fp16.h) under nvcc's folder or PyTorch's packages"
+
+
+def build(mode: str, folder: Path, defines: Iterable[str] = (), units: Iterable[Path] | None = None) -> Path:
+    """Compiles what is not up to date in ``folder`` and returns the module's path.
+
+    ``defines`` are macros for the kernels. ``units`` replaces the sources of csrc/cuda.
+    """
+    kernel_flags, runtime_flags = MODES[mode]
+    flags = f"{kernel_flags} {' '.join(f'-D{define}' for define in defines)}"
+    sources = sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")]) if units is None else units
+    compiled = dict.fromkeys(sources, f"{flags} -I{CUDA}")
+    compiled |= dict.fromkeys(sorted(HERE.glob("*.cpp")), runtime_flags)
+    return _ninja(mode, folder, compiled)
+
+
+def build_planted(bug: PlantedBug, root: Path) -> Path:
+    """The module with this bug planted, in a folder of its own under ``root``.
+
+    One unit is compiled, for one type to save time; the others are those of the build without a bug.
+    """
+    folder = root / "planted" / hashlib.sha256(repr(bug).encode()).hexdigest()[:16]
+    patches = {file: [(line, "") for line in lines] for file, lines in _OTHER_TYPES.items()}
+    patches.setdefault(bug.file, []).append((bug.before, bug.after))
+    for source in (*CUDA.parent.glob("*.h"), *CUDA.glob("*.h"), *CUDA.glob("*.cu")):
+        text = source.read_text()
+        for before, after in patches.get(source.name, ()):
+            if text.count(before) != 1:
+                raise ValueError(f"{source.name}: expected once, found {text.count(before)} times: {before!r}")
+            text = text.replace(before, after)
+        copy = folder / source.relative_to(CUDA.parent.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists() or copy.read_text() != text:
+            copy.write_text(text)
+    base = build(bug.mode, root / bug.mode).parent
+    sound = [path for path in base.glob("*.o") if path.name != f"{bug.unit}.o"]
+    return _ninja(bug.mode, folder, {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}, sound)
+
+
+def _ninja(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable[Path] = ()) -> Path:
+    """Compiles sources with their flags, links them with finished objects, and returns the module's path."""
+    import pybind11
+    from ninja import BIN_DIR
+    from ninja.ninja_syntax import Writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = " ".join(f"-I{path}" for path in (HERE, sysconfig.get_path("include"), pybind11.get_include()))
+    with (folder / "build.ninja").open("w") as file:
+        n = Writer(file, width=120)
+        command = f"g++ {_COMMON} $flags {includes} -isystem {toolkit_include()} -MMD -MF $out.d -x c++ -c $in -o $out"
+        n.rule("compile", command, depfile="$out.d", deps="gcc")
+        n.rule("link", f"g++ -shared {_SANITIZER[mode]} $in -o $out")
+        for source, flags in compiled.items():
+            n.build([f"{source.name}.o"], "compile", [str(source)], variables={"flags": flags})
+        n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
+    command = [shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(folder), "-j2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"build of {folder} failed:\n{done.stdout[-4000:]}{done.stderr}")
+    return folder / "_cuda.so"
+
+
+def load(path: Path) -> ModuleType:
+    """Imports the module that :func:`build` made."""
+    # pybind11 would return the first module of a name again, wherever the second comes from.
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}._cuda", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def environment(mode: str) -> dict[str, str]:
+    """The environment of a Python that loads a module of this mode: the sanitizers' libraries first, one thread."""
+    names = {"plain": (), "asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}[mode]
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in names
+    ]
+    options = f"exitcode={SANITIZER_EXIT_CODE}"
+    return os.environ | {
+        "CUDA_ON_CPU_MODE": mode,
+        "LD_PRELOAD": " ".join(libraries),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "ASAN_OPTIONS": f"{options} detect_leaks=0",  # leaks are Python's own
+        "UBSAN_OPTIONS": f"{options} print_stacktrace=1",
+        "TSAN_OPTIONS": f"{options} ignore_noninstrumented_modules=1 history_size=1",
+    }

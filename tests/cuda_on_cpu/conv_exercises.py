@@ -1,0 +1,93 @@
+"""Small runs of the fused convolution beside the reference in float64: see :mod:`cuda_on_cpu.exercises`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fused_resnet.backends import reference
+from fused_resnet.backends.arguments import Activation, BatchNorm, Conv
+from fused_resnet.backends.cuda.fused_conv import FusedConv
+
+__all__ = ["CONV_EXERCISES", "CONV_TOLERANCE"]
+
+Pair = tuple[Tensor, Tensor]
+
+# float16 rounds u, g and what is stored, each by up to 5e-4; a bug is no matter of rounding.
+CONV_TOLERANCE = 3e-3
+
+ACTIVATION = Activation("silu")
+# x, weight, convolution: whole chunks and tails; strides that differ, padding, rows and columns beyond a tile.
+CASES = (
+    ((2, 40, 6, 7), (72, 40, 1, 1), Conv((1, 1), (0, 0), (1, 1), 1)),
+    ((1, 8, 9, 7), (16, 8, 3, 3), Conv((2, 1), (1, 1), (1, 1), 1)),
+    ((1, 5, 5, 4), (3, 5, 1, 1), Conv((1, 2), (0, 0), (1, 1), 1)),
+)
+LONG = ((1, 8, 24, 25), (8, 8, 1, 1), Conv((1, 1), (0, 0), (1, 1), 1))  # more pixels than one split of wgrad takes
+
+
+class Inputs:
+    """The arguments of all passes in float16, and in float64 for the reference."""
+
+    def __init__(self, case: tuple[Any, ...], aligned: bool = True) -> None:
+        x_shape, weight_shape, self.conv = case
+        n, c, h, w = x_shape
+        x = torch.randn(x_shape).half()
+        room = torch.empty(x.numel() + 1, dtype=x.dtype)[0 if aligned else 1 :][: x.numel()]
+        self.x = room.view(n, h, w, c).copy_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        self.weight = (torch.randn(weight_shape) * (c * weight_shape[2] * weight_shape[3]) ** -0.5).half()
+        self.bn = BatchNorm(torch.randn(c), torch.rand(c) + 0.5, torch.randn(c), torch.randn(c) + 1, 1e-5)
+        with mock.patch.dict(os.environ, FUSED_RESNET_CUDA_CONV="fused"):
+            fused = FusedConv.of(self.x, self.weight, self.conv)
+        assert fused is not None
+        self.fused = fused
+
+    def wide(self) -> tuple[Tensor, BatchNorm, Activation, Tensor]:
+        bn = BatchNorm(*(v.double() for v in self.bn[:4]), self.bn.eps)
+        return self.x.double(), bn, ACTIVATION, self.weight.double()
+
+    def forward(self) -> Iterator[Pair]:
+        got = self.fused.forward(self.x, self.bn, ACTIVATION, None, True)
+        yield from zip(got, reference.bn_act_conv(*self.wide(), None, self.conv, True), strict=True)
+
+    def backward(self, output_mask: tuple[bool, bool, bool]) -> Iterator[Pair]:
+        y = reference.bn_act_conv(self.x, self.bn, ACTIVATION, self.weight, None, self.conv, False)[0]
+        g_y, y_mean = torch.randn_like(y), y.float().mean((0, 2, 3))
+        m = y.numel() // y.shape[1]
+        g_mean, g_var = torch.randn(y.shape[1]) * m, torch.randn(y.shape[1]) * m
+        got = self.fused.backward(g_y, g_mean, g_var, self.x, self.bn, ACTIVATION, self.weight, y, y_mean, output_mask)
+        x, bn, activation, weight = self.wide()
+        gradients = (g_y.double(), g_mean.double(), g_var.double())
+        want = reference.bn_act_conv_backward(
+            *gradients, x, bn, activation, weight, y.double(), y_mean.double(), self.conv, output_mask
+        )
+        yield from ((g, w) for g, w in zip(got, want, strict=True) if g is not None and w is not None)
+
+
+def conv_forward() -> Iterator[Pair]:
+    torch.manual_seed(0)
+    for case in CASES:
+        yield from Inputs(case).forward()
+    yield from Inputs(CASES[0], aligned=False).forward()
+
+
+def conv_dgrad() -> Iterator[Pair]:
+    torch.manual_seed(0)
+    for case in CASES:
+        yield from Inputs(case).backward((True, False, False))
+
+
+def conv_wgrad() -> Iterator[Pair]:
+    torch.manual_seed(0)
+    for case in (*CASES, LONG):
+        yield from Inputs(case).backward((False, True, False))
+
+
+CONV_EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
+    f.__name__: f for f in (conv_forward, conv_dgrad, conv_wgrad)
+}

@@ -1,0 +1,89 @@
+"""The CPU runtime itself: it computes what CUDA computes, and refuses what CUDA leaves undefined."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from cuda_on_cpu import build, cuda_emulated
+
+PROBES = [Path(__file__).with_name("probes.cu")]
+
+REFUSED = {
+    "one_syncthreads_in_each_branch": r"divergent __syncthreads\(\): thread \d+ waits at .*probes.cu:\d+",
+    "return_before_syncthreads": r"__syncthreads\(\) reached by 16 of 32 threads, the others have ended",
+    "syncthreads_against_shuffle": r"wait for each other for ever; thread 0 waits at __syncthreads",
+    "shuffle_by_half_a_warp": r"__shfl_down_sync: mask ffffffff names lane \d+, which has ended",
+    "shuffle_from_outside_the_mask": r"lane 0 reads lane 20, which mask 0000ffff leaves out",
+    "mask_without_its_own_lane": r"__ballot_sync: mask 0000ffff leaves out its own lane",
+    "misaligned_load": r"misaligned vector load of 16 bytes \(block 0, 0, 0, thread",
+    "static_shared_over_the_limit": r"more than 48 KiB of static shared memory",
+    "dynamic_shared_over_the_limit": r"at most 101376 bytes of shared memory, got 101377",
+    "copy_that_nobody_waits_for": r"cp.async copies that nothing waited for",
+    "copy_from_a_misaligned_address": r"misaligned cp.async from global memory of 16 bytes",
+}
+
+
+def probes(mode: str = "plain", *defines: str) -> Path:
+    if reason := build.missing():
+        pytest.skip(reason)
+    return build.build(mode, cuda_emulated.FOLDER / "-".join(("probes", mode, *defines)), defines, PROBES)
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    return build.load(probes())
+
+
+@pytest.mark.parametrize("probe", REFUSED)
+def test_refuses_and_says_why(module: ModuleType, probe: str) -> None:
+    with pytest.raises(RuntimeError, match=REFUSED[probe]):
+        module.run(probe)
+    assert all(module.run("shuffles_and_votes")[:32])  # and goes on as if nothing had been
+
+
+@pytest.mark.parametrize("probe", ["shuffles_and_votes", "read_before_and_after_the_wait"])
+@pytest.mark.parametrize("seed", range(3))
+def test_computes_what_cuda_does(module: ModuleType, monkeypatch: pytest.MonkeyPatch, probe: str, seed: int) -> None:
+    monkeypatch.setenv("CUDA_ON_CPU_SEED", str(seed))
+    assert module.run(probe)[:32] == [1] * 32
+
+
+def test_unwritten_shared_memory_differs_by_seed(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN, or a huge number: a kernel whose result depends on it has another result with another seed."""
+    seen = set()
+    for seed in ("0", "1"):
+        monkeypatch.setenv("CUDA_ON_CPU_SEED", seed)
+        seen |= set(module.run("unwritten_shared")[:32])
+    assert seen == {-1, 0x7F7F7F7F}
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "tf32"])
+def test_tensor_core_product(module: ModuleType, name: str) -> None:
+    depth, tolerance = (8, 1e-3) if name == "tf32" else (16, 1e-6)
+    dtype = getattr(torch, name, torch.float32)
+    a, b, c = torch.randn(16, depth).to(dtype), torch.randn(8, depth).to(dtype), torch.empty(16, 8)
+    module.multiply(name, a.data_ptr(), b.data_ptr(), c.data_ptr())
+    want = a.double() @ b.double().T
+    assert (c.double() - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
+def test_thread_sanitizer_knows_what_a_fence_orders(fence: bool) -> None:
+    path = probes("tsan", *(() if fence else ("WITHOUT_FENCE",)))
+    code = f"from cuda_on_cpu import build; print(build.load({str(path)!r}).run('handover')[:4])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=build.environment("tsan"),
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("data race" in done.stderr) == (not fence), done.stderr[-2000:]
+    assert done.returncode == (0 if fence else build.SANITIZER_EXIT_CODE)
+    assert done.stdout.strip() == "[2, 3, 1, 2]"
