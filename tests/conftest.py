@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+if find_spec("triton") is not None:
+    import triton_strict  # before any kernel is defined
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, use_backend
@@ -16,6 +20,8 @@ if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
     TARGETS += [f"cpu-{isa}" for isa in cpu.supported_isas()]
+if "triton" in available_backends():  # under the strict interpreter, with convolutions of ours and the library's
+    TARGETS += ["triton-implicit_product", "triton-library"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +41,14 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test once on each backend and instruction set."""
-    name, _, isa = request.param.partition("-")
-    before = cpu.isa() if isa else None
-    if isa:
-        cpu.set_isa(isa)
+    name, _, variant = request.param.partition("-")
+    before = cpu.isa() if name == "cpu" else None
+    if name == "cpu":
+        cpu.set_isa(variant)
+    if name == "triton":
+        monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", variant)
     with use_backend(name):
         yield request.param
     if before:

@@ -30,7 +30,9 @@ class Backend(NamedTuple):
     unavailable: str | None
 
 
-DEFAULT_ORDER = {"cpu": ("cpu", "reference")}
+DEFAULT_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+
+_NOT_BUILT = "native modules are built where a C++ compiler is found at install time"
 
 _requested: ContextVar[str | None] = ContextVar("fused_resnet_backend", default=None)
 _fallbacks: dict[str, int] = {}
@@ -41,7 +43,8 @@ def backends() -> dict[str, Backend]:
     """Every backend by name, those absent on this machine with the reason."""
     return {
         "reference": Backend("reference", "reference", ("cpu", "cuda", "meta"), None),
-        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu")),
+        "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu", _NOT_BUILT)),
+        "triton": Backend("triton", "triton", _triton_devices(), _why_not_importable("triton", "pip install triton")),
     }
 
 
@@ -113,12 +116,16 @@ def _module(name: str) -> Any:
     return importlib.import_module(f".{backends()[name].module}", __name__)
 
 
-def _why_not_importable(module: str) -> str | None:
+def _why_not_importable(module: str, way_out: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return f"{error} (native modules are built where a C++ compiler is found at install time)"
+        return f"{error} ({way_out})"
     return None
+
+
+def _triton_devices() -> tuple[str, ...]:
+    return ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
 def _report_fallback(reason: str) -> None:

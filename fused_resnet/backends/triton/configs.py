@@ -1,0 +1,53 @@
+"""The tile sizes that each kernel may run with: a short list, best guess first, all of them tested.
+
+Registers bound a tile: an accumulator of 128 x 128 floats is 128 registers a thread of 128 threads, half of what there
+are. Shared memory bounds stages: (128 + 128) x 64 values of 16 bits are 32 KiB a stage, and 99 KiB is what the smallest
+device in the gate has. float32 tiles are half as deep, and narrower, since without TF32 they are multiplied in registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["FOLD", "POINTWISE", "PRODUCT", "Config", "pixel_tile", "product_configs"]
+
+
+class Config(NamedTuple):
+    """A tile, as the kernel's compile-time constants, and how many warps and pipeline stages work on it."""
+
+    tile: dict[str, Any]
+    warps: int
+    stages: int = 1
+
+
+# Elements of a pointwise tile and warps: 16 or 32 elements a thread keep enough bytes in flight.
+POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (4096, 4))
+
+# Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element.
+PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    2: ((128, 64, 64, 4, 3), (128, 128, 32, 8, 3), (64, 64, 32, 4, 3)),
+    4: ((64, 64, 32, 4, 2), (64, 32, 32, 4, 3)),
+}
+
+# Rows of partial results that one program folds into one.
+FOLD = 64
+
+
+def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_last: bool, stages: int = 1) -> Config:
+    """A tile of that many elements at most, [BM pixels, BC channels], long in the direction memory runs."""
+    if channels_last:
+        columns = min(_power_of_two(channels), 64)
+        rows = elements // columns
+    else:
+        rows = min(_power_of_two(pixels), 1024)
+        columns = min(_power_of_two(channels), elements // rows)
+    return Config({"BM": rows, "BC": columns}, warps, stages)
+
+
+def product_configs(itemsize: int) -> list[Config]:
+    """The tiles of a matrix product of elements of ``itemsize`` bytes."""
+    return [Config({"BM": m, "BN": n, "BK": k}, warps, stages) for m, n, k, warps, stages in PRODUCT[itemsize]]
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

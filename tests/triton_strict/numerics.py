@@ -1,0 +1,88 @@
+"""What a GPU computes, in numpy: bfloat16 as a type, TF32 and 16-bit products accumulated in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+__all__ = ["install", "round_to_bfloat16", "round_to_tf32"]
+
+Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits, as uint16, of float32 values rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def round_to_tf32(values: np.ndarray) -> np.ndarray:
+    """float32 values rounded to TF32's 10 bits of mantissa, ties away from zero, as tensor cores take them."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(values), rounded, values)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return isinstance(value, Handle) and value.dtype.scalar == tl.bfloat16
+
+
+def _widen(value: Any) -> Any:
+    """A bfloat16 handle as float32, anything else as it is."""
+    if not _is_bfloat16(value):
+        return value
+    return Handle((value.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _narrow(values: np.ndarray) -> Handle:
+    return Handle(round_to_bfloat16(np.asarray(values, np.float32)), tl.bfloat16)
+
+
+def _in_float32(original: Callable[..., Handle]) -> Callable[..., Handle]:
+    """An elementwise operation that takes bfloat16 in float32 and rounds its result back."""
+
+    def wrapper(self: Any, *args: Any) -> Handle:
+        if not any(_is_bfloat16(a) for a in args):
+            return original(self, *args)
+        out = original(self, *(_widen(a) for a in args))
+        return _narrow(out.data) if out.data.dtype == np.float32 else out
+
+    return wrapper
+
+
+def _cast(original: Callable[..., Handle]) -> Callable[..., Handle]:
+    def wrapper(self: Any, source: Handle, target: tl.dtype, *rounding: Any) -> Handle:
+        narrows = target.scalar == tl.bfloat16
+        if narrows and not _is_bfloat16(source):
+            return _narrow(source.data)
+        return original(self, source if narrows else _widen(source), target)
+
+    return wrapper
+
+
+def _dot(self: Any, a: Handle, b: Handle, accumulator: Handle, precision: Any, _: Any) -> Handle:
+    """a @ b + accumulator. Products of 16-bit types are exact in float32, where tensor cores add them up."""
+    left, right = (_widen(h).data.astype(accumulator.data.dtype) for h in (a, b))
+    if a.dtype.scalar == tl.float32 and precision == interpreter._ir.INPUT_PRECISION.TF32:
+        left, right = round_to_tf32(left), round_to_tf32(right)
+    return Handle(left @ right + accumulator.data, accumulator.dtype.scalar)
+
+
+def _erf(self: Any, arg: Handle) -> Handle:
+    return Handle(torch.erf(torch.from_numpy(np.ascontiguousarray(arg.data))).numpy(), arg.dtype.scalar)
+
+
+def install() -> None:
+    for name in ("binary_op", "unary_op", "ternary_op", "create_fma", "create_clampf"):
+        setattr(Builder, name, _in_float32(getattr(Builder, name)))
+    cast = Builder.cast_impl
+    Builder.cast_impl = _cast(cast)
+    Builder.create_fp_to_fp = _cast(lambda self, source, target: cast(self, source, target))
+    Builder.create_dot = _dot
+    Builder.create_erf = _erf
