@@ -9,7 +9,8 @@ import pytest
 import torch
 
 if find_spec("triton") is not None:
-    import triton_strict  # before any kernel is defined
+    import triton_strict  # noqa: F401 (before any kernel is defined)
+    from triton_strict.selection import TILES, is_worth_interpreting
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, use_backend
@@ -22,6 +23,13 @@ if "cpu" in available_backends():
     TARGETS += [f"cpu-{isa}" for isa in cpu.supported_isas()]
 if "triton" in available_backends():  # under the strict interpreter, with convolutions of ours and the library's
     TARGETS += ["triton-implicit_product", "triton-library"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what would only repeat another test, interpreted: see triton_strict.selection."""
+    if find_spec("triton") is not None:
+        config.hook.pytest_deselected(items=[item for item in items if not is_worth_interpreting(item)])
+        items[:] = [item for item in items if is_worth_interpreting(item)]
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +57,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         cpu.set_isa(variant)
     if name == "triton":
         monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", variant)
+        monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
     with use_backend(name):
         yield request.param
     if before:

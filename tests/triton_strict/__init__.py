@@ -7,7 +7,8 @@ those parts for the process:
 - :mod:`.numerics`: bfloat16 rounded to nearest even, products of 16-bit types and of TF32 accumulated in float32;
 - :mod:`.memory`: bounds and alignment per tensor, races between programs, duplicate writes, poisoned masked lanes, bytes
   loaded and stored per tensor;
-- :mod:`.launch`: programs in a random order, the tuner without a driver.
+- :mod:`.launch`: programs in a random order, the tuner without a driver;
+- :mod:`.speed`: shortcuts.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-from . import launch, memory, numerics
+from . import launch, memory, numerics, speed
+from .errors import KernelError
 from .launch import only_programs, program_order
-from .memory import KernelError, Traffic, record_traffic
+from .memory import Traffic, record_traffic
 
 __all__ = ["KernelError", "Traffic", "only_programs", "program_order", "record_traffic"]
 
 numerics.install()
 memory.install()
 launch.install()
+speed.install()

@@ -17,16 +17,14 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-__all__ = ["KernelError", "LaunchMemory", "Traffic", "install", "record_traffic"]
+from .errors import KernelError
+
+__all__ = ["LaunchMemory", "Traffic", "install", "record_traffic"]
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
 _RANGE_BITS = 44
 _NOBODY, _SEVERAL, _ATOMIC = 0, -2, -3  # what a shadow holds beside program number + 1
-
-
-class KernelError(AssertionError):
-    """A kernel did what a GPU would not forgive, or would hide."""
 
 
 @dataclass

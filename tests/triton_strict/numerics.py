@@ -10,6 +10,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from .errors import KernelError
+
 __all__ = ["install", "round_to_bfloat16", "round_to_tf32"]
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
@@ -78,7 +80,40 @@ def _erf(self: Any, arg: Handle) -> Handle:
     return Handle(torch.erf(torch.from_numpy(np.ascontiguousarray(arg.data))).numpy(), arg.dtype.scalar)
 
 
+def _checked(operation: Callable[..., np.ndarray]) -> Callable[..., Handle]:
+    """Integer arithmetic that raises where 32 bits do not hold its result: on a GPU an offset would wrap around."""
+
+    def wrapper(self: Any, left: Handle, right: Handle) -> Handle:
+        if left.data.dtype != np.int32:
+            return self.binary_op(left, right, operation)
+        wide = operation(left.data.astype(np.int64), right.data.astype(np.int64))
+        out = wide.astype(np.int32)
+        if not np.array_equal(out, wide):
+            raise KernelError(f"overflow: {operation.__name__} of 32-bit integers gives {wide.ravel()[0]} and the like")
+        return Handle(out, left.dtype.scalar)
+
+    return wrapper
+
+
+def _by_scalar(original: Callable[[Any], np.dtype]) -> Callable[[Any], np.dtype]:
+    """numpy's type of a Triton type; the original builds a table of all types with each call."""
+    known: dict[str, np.dtype] = {}
+
+    def wrapper(dtype: Any) -> np.dtype:
+        name = str(dtype.scalar)
+        if name not in known:
+            known[name] = original(dtype.scalar)
+        return known[name]
+
+    return wrapper
+
+
 def install() -> None:
+    interpreter._get_np_dtype = _by_scalar(interpreter._get_np_dtype)
+    # Triton's own check of overflows costs half of all time.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    for name, operation in (("create_add", np.add), ("create_sub", np.subtract), ("create_mul", np.multiply)):
+        setattr(Builder, name, _checked(operation))
     for name in ("binary_op", "unary_op", "ternary_op", "create_fma", "create_clampf"):
         setattr(Builder, name, _in_float32(getattr(Builder, name)))
     cast = Builder.cast_impl
