@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize lint format clean
+.PHONY: bench bench-ops test sanitize triton-gate lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -29,6 +29,10 @@ sanitize: $(VENV)/.built
 	FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# Every Triton kernel and tile, compiled for GPUs that are not here, against tests/triton_gate/budget.json.
+triton-gate: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m triton_gate
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

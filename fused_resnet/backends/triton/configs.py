@@ -1,8 +1,8 @@
 """The tile sizes that each kernel may run with: a short list, best guess first, all of them tested.
 
-Registers bound a tile: an accumulator of 128 x 128 floats is 128 registers a thread of 128 threads, half of what there
-are. Shared memory bounds stages: (128 + 128) x 64 values of 16 bits are 32 KiB a stage, and 99 KiB is what the smallest
-device in the gate has. float32 tiles are half as deep, and narrower, since without TF32 they are multiplied in registers.
+Registers bound a tile: a thread has 255, for its share of the accumulator, of what the epilogue loads, and of addresses.
+Shared memory bounds stages: a stage of 128 x 32 values of g_y, as many of y and 32 x 128 of the filter is 24 KiB in 16
+bits, and the smallest device in the gate has 64. The sizes are what compiled without spills; no GPU has timed them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class Config(NamedTuple):
 # Elements of a pointwise tile and warps: 16 or 32 elements a thread keep enough bytes in flight.
 POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (4096, 4))
 
-# Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element.
+# Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element. 16 or 32 values of a tile a
+# thread: the epilogues hold as many of x, and with 64 of each they would spill.
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
-    2: ((128, 64, 64, 4, 3), (128, 128, 32, 8, 3), (64, 64, 32, 4, 3)),
-    4: ((64, 64, 32, 4, 2), (64, 32, 32, 4, 3)),
+    2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (128, 128, 32, 16, 3)),
+    4: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 3)),
 }
 
 # Rows of partial results that one program folds into one.
