@@ -80,6 +80,24 @@ def _erf(self: Any, arg: Handle) -> Handle:
     return Handle(torch.erf(torch.from_numpy(np.ascontiguousarray(arg.data))).numpy(), arg.dtype.scalar)
 
 
+def _reduce_in_float32(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction or scan that takes bfloat16 in float32 and rounds its results back."""
+
+    def with_handle(t: tl.tensor, handle: Handle) -> tl.tensor:
+        return tl.tensor(handle, t.type.with_element_ty(handle.dtype.scalar) if t.type.is_block() else handle.dtype)
+
+    def wrapper(self: Any, inputs: tuple[tl.tensor, ...]) -> Any:
+        narrow = [_is_bfloat16(t.handle) for t in inputs]
+        if not any(narrow):
+            return original(self, inputs)
+        outputs = original(self, tuple(with_handle(t, _widen(t.handle)) for t in inputs))
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        rounded = [with_handle(o, _narrow(o.handle.data)) if n else o for o, n in zip(outputs, narrow, strict=False)]
+        return rounded if len(rounded) > 1 else rounded[0]
+
+    return wrapper
+
+
 def _checked(operation: Callable[..., np.ndarray]) -> Callable[..., Handle]:
     """Integer arithmetic that raises where 32 bits do not hold its result: on a GPU an offset would wrap around."""
 
@@ -116,6 +134,8 @@ def install() -> None:
         setattr(Builder, name, _checked(operation))
     for name in ("binary_op", "unary_op", "ternary_op", "create_fma", "create_clampf"):
         setattr(Builder, name, _in_float32(getattr(Builder, name)))
+    for reducer in (interpreter.ReduceOps, interpreter.ScanOps):
+        reducer.apply_impl = _reduce_in_float32(reducer.apply_impl)
     cast = Builder.cast_impl
     Builder.cast_impl = _cast(cast)
     Builder.create_fp_to_fp = _cast(lambda self, source, target: cast(self, source, target))
