@@ -52,7 +52,7 @@ def test_backward_runs_on_the_backend_of_its_forward(monkeypatch: pytest.MonkeyP
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with (
-        pytest.raises(ValueError, match=r"expected a backend of reference, cpu, got 'gpu'"),
+        pytest.raises(ValueError, match=r"expected a backend of reference, cpu, .*got 'gpu'"),
         fused_resnet.use_backend("gpu"),
     ):
         pass
@@ -86,7 +86,7 @@ def test_without_the_native_module_ops_run_on_reference() -> None:
     done = run(
         "import sys; sys.modules['fused_resnet._cpu'] = None\n"
         "import torch, fused_resnet\n"
-        "assert fused_resnet.available_backends() == ('reference',)\n"
+        "assert 'cpu' not in fused_resnet.available_backends()\n"
         "x = torch.randn(1, 4, 3, 3, requires_grad=True)\n"
         "fused_resnet.ops.bn_add_act(x).sum().backward()\n"
         "assert torch.equal(x.grad, (x > 0).float())\n"

@@ -116,7 +116,7 @@ def test_load_beyond_a_tensor_into_its_neighbour() -> None:
 
 
 def test_race_of_two_programs_that_add_to_one_number() -> None:
-    with pytest.raises(KernelError, match="race: program .* total_ptr"):
+    with pytest.raises(KernelError, match=r"race: program .* total_ptr"):
         one_total_kernel[(3,)](torch.randn(96), torch.zeros(1), BLOCK=32)
 
 
@@ -133,7 +133,7 @@ def test_race_through_two_views_of_one_storage() -> None:
 
 
 def test_race_of_a_reader_and_a_writer() -> None:
-    with pytest.raises(KernelError, match="race: program .* x_ptr"):
+    with pytest.raises(KernelError, match=r"race: program .* x_ptr"):
         shift_kernel[(3,)](torch.randn(97), BLOCK=32)
 
 

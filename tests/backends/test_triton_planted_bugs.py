@@ -45,10 +45,10 @@ BUGS = {
     ),
     "every tile's statistics in one row": Bug(
         "channel_statistics",
-        "out = parts_ptr + part.to(tl.int64) * C + c\n    step = parts.to(tl.int64) * C\n    tl.store(out, pivot, mask=c_ok)\n"
-        "    tl.store(out + step, tl.sum(d, 0)",
-        "out = parts_ptr + c\n    step = parts.to(tl.int64) * C\n    tl.store(out, pivot, mask=c_ok)\n"
-        "    tl.store(out + step, tl.sum(d, 0)",
+        "    out = parts_ptr + part.to(tl.int64) * C + c\n    step = parts.to(tl.int64) * C\n"
+        "    tl.store(out, pivot, mask=c_ok)\n    tl.store(out + step, tl.sum(d, 0)",
+        "    out = parts_ptr + c\n    step = parts.to(tl.int64) * C\n"
+        "    tl.store(out, pivot, mask=c_ok)\n    tl.store(out + step, tl.sum(d, 0)",
         "bn_act_conv, 1x1",
         "race: program .* parts_ptr",
     ),

@@ -1,7 +1,8 @@
 """Bytes that kernels load and store, tensor by tensor, against the least possible: within 5 %.
 
-What a tiling must read again is part of the least: a filter once for each tile of pixels, an image once for each tile of
-output channels and each tap that lies inside. Vectors of channels and partial sums are not images: they are bounded apart.
+What a tiling must read again is part of the least: a filter once for each tile of pixels, an image once for each tile
+of output channels and each tap that lies inside. Vectors of channels and partial sums are not images: they are bounded
+apart.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fused_resnet.backends import triton as backend
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
-from fused_resnet.backends.triton import channel_statistics, configs, launch
+from fused_resnet.backends.triton import configs, launch
+from fused_resnet.backends.triton.channel_statistics import channel_statistics
 
 from .driver import use_target
 from .resources import resources
@@ -62,7 +63,7 @@ def _pointwise(dtype: torch.dtype) -> None:
     backend.bn_add_act_backward(x.contiguous(), x.contiguous(), bn, None, None, _RELU)
     out, indices = backend.bn_act_max_pool(x, bn, _RELU, _POOL)
     backend.bn_act_max_pool_backward(out, indices, x, bn, _RELU, _POOL)
-    channel_statistics.channel_statistics(x)
+    channel_statistics(x)
 
 
 @contextmanager
@@ -77,20 +78,20 @@ def _setting(precision: str, pointwise: Any, product: Any) -> Iterator[None]:
 
 
 def _cases(ci: bool) -> Iterator[tuple[str, Any, Any, Callable[[torch.dtype], None]]]:
-    """Name of the type, a pointwise tile, a product tile, and what to run."""
+    """Name of the type, a pointwise tile, a product tile, and what to run.
+
+    Each tile compiles in the type it is for; what a second type or geometry adds, with the first tile alone.
+    """
     for name, (dtype, _) in TYPES.items():
-        # float16 compiles as bfloat16 does, and pointwise kernels multiply nothing.
-        first_alone = ci or name == "float16"
-        products = configs.PRODUCT[dtype.itemsize][: 1 if first_alone else None]
-        for pointwise in configs.POINTWISE[: 1 if first_alone else None]:
-            if name != "tf32":
+        products = configs.PRODUCT[dtype.itemsize]
+        for pointwise in configs.POINTWISE[: 1 if ci or name != "bfloat16" else None]:
+            if name != "tf32":  # pointwise kernels multiply nothing
                 yield name, pointwise, products[0], _pointwise
-        for product in products:
+        for product in products[: 1 if ci or name == "float16" else None]:
             yield name, configs.POINTWISE[0], product, lambda dtype: _products(dtype, 1, 1)
-            if not ci:
-                yield name, configs.POINTWISE[0], product, lambda dtype: _products(dtype, 3, 2)
         if ci:
             return
+        yield name, configs.POINTWISE[0], products[0], lambda dtype: _products(dtype, 3, 2)
 
 
 def compile_all(target: str, ci: bool) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ _AMDGCN = {
 
 
 def resources(compiled: Any) -> dict[str, int]:
-    """registers, spills and shared memory (bytes a thread, bytes a block), 128-bit accesses, tensor-core instructions."""
+    """registers and spills of a thread, shared memory of a block, 128-bit accesses, tensor-core instructions."""
     counts = {"shared_bytes": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
     if "cubin" in compiled.asm:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

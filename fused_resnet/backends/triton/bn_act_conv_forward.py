@@ -34,9 +34,7 @@ def bn_act_conv_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    tile, m, k, k_ok, y = conv_tile(
-        x_ptr, bn, weight_ptr, size, M, slope, ACTIVATION, PRECISION, BM, BN, BK
-    )
+    tile, m, k, k_ok, y = conv_tile(x_ptr, bn, weight_ptr, size, M, slope, ACTIVATION, PRECISION, BM, BN, BK)
     channels = size.K * size.groups
     if bias_ptr is not None:
         y += tl.load(bias_ptr + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, MaxPool
+from . import configs
 from .channel_sums import norm_gradients
 from .configs import pixel_tile
 from .elementwise import activate, activate_derivative, apply_norm, norm_vectors
@@ -24,8 +25,6 @@ from .launch import ceil_div, dense_norm, launch, reference_if_empty
 from .tuning import pointwise
 
 __all__ = ["bn_act_max_pool", "bn_act_max_pool_backward"]
-
-PARTS = 1024  # programs at most, in a column of channels, that leave sums
 
 
 class Geometry(NamedTuple):
@@ -170,9 +169,7 @@ def bn_act_max_pool(
     """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
     n, channels, *size = x.shape
     height, width = pool.output_size((size[0], size[1]))
-    out = torch.empty(
-        (n, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    out = torch.empty((n, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     indices = torch.empty_like(out, dtype=torch.uint8)
     pixels = n * height * width
     config = pixel_tile(*pointwise("bn_act_max_pool", x), pixels, channels, True)
@@ -197,7 +194,7 @@ def bn_act_max_pool_backward(
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
     config = pixel_tile(*pointwise("bn_act_max_pool_backward", x), pixels, channels, True)
     rows, columns = config.tile["BM"], config.tile["BC"]
-    tiles = ceil_div(ceil_div(pixels, rows), PARTS)
+    tiles = ceil_div(ceil_div(pixels, rows), configs.PARTS)
     parts = ceil_div(pixels, rows * tiles)
     sums = None if bn is None else torch.empty(parts, 2, channels, dtype=torch.float32, device=x.device)
     programs = parts * ceil_div(channels, columns)

@@ -3,8 +3,8 @@
 Forward: out = act(z), z = norm(x) + norm_r(residual). Backward, with p = g_out act'(z): g_x = scale p,
 g_residual = scale_r p, and of each norm s = sum p and t = sum p (x - mean), summed in the same pass.
 
-A tile is BM pixels x BC channels. Forward a program has one tile; backward it walks ``tiles`` of them and keeps the sums
-in registers, element by element, so that each program reduces once.
+A tile is BM pixels x BC channels. Forward a program has one tile; backward it walks ``tiles`` of them and keeps the
+sums in registers, element by element, so that each program reduces once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm
+from . import configs
 from .channel_sums import norm_gradients
 from .configs import pixel_tile
 from .elementwise import activate, activate_derivative, apply_norm, norm_vectors
@@ -22,8 +23,6 @@ from .launch import View, ceil_div, dense_norm, launch, reference_if_empty
 from .tuning import pointwise
 
 __all__ = ["bn_add_act", "bn_add_act_backward"]
-
-PARTS = 1024  # programs at most, in a column of channels, that leave sums
 
 
 @triton.jit
@@ -136,7 +135,7 @@ def bn_add_act(
 ) -> Tensor:
     """out [N, C, H, W]."""
     view, out = View.of(x), torch.empty_like(x)
-    config = pixel_tile(*pointwise("bn_add_act", x), *view[1:])
+    config = pixel_tile(*pointwise("bn_add_act", x), view.pixels, view.channels, view.channels_last)
     tiles = ceil_div(view.pixels, config.tile["BM"]) * ceil_div(view.channels, config.tile["BC"])
     launch(
         bn_add_act_kernel,
@@ -169,9 +168,9 @@ def bn_add_act_backward(
     """g_x [N, C, H, W], g_bn [4, C], g_residual [N, C, H, W], g_residual_bn [4, C]."""
     view, g_x = View.of(x), torch.empty_like(x)
     g_residual = None if residual is None else torch.empty_like(x)
-    config = pixel_tile(*pointwise("bn_add_act_backward", x), *view[1:])
+    config = pixel_tile(*pointwise("bn_add_act_backward", x), view.pixels, view.channels, view.channels_last)
     rows, columns = config.tile["BM"], config.tile["BC"]
-    tiles = ceil_div(view.images * ceil_div(view.pixels, rows), PARTS)
+    tiles = ceil_div(view.images * ceil_div(view.pixels, rows), configs.PARTS)
     parts = ceil_div(view.pixels, rows * tiles)
     bn, residual_bn = dense_norm(bn), dense_norm(residual_bn)
     sums = None

@@ -1,8 +1,8 @@
 """Mean and biased variance of each channel, in two stages, deterministic.
 
 Stage one splits N H W over programs, so that 64 channels fill a GPU. Each leaves three numbers a channel: a pivot (the
-mean of its first tile), S1 = sum (y - pivot) and S2 = sum (y - pivot)^2, so no digits are lost where the mean dwarfs the
-deviation. Stage two folds n_i values about pivot_i, in float64::
+mean of its first tile), S1 = sum (y - pivot) and S2 = sum (y - pivot)^2, so no digits are lost where the mean dwarfs
+the deviation. Stage two folds n_i values about pivot_i, in float64::
 
     mean = sum (n_i pivot_i + S1_i) / n
     n var = sum S2_i + 2 (pivot_i - mean) S1_i + n_i (pivot_i - mean)^2
@@ -15,13 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import configs
 from .configs import FOLD, Config, pixel_tile
 from .launch import ceil_div, launch
 from .tuning import pointwise
 
 __all__ = ["channel_statistics", "fold_statistics", "store_tile_statistics"]
-
-PARTS = 1024  # programs of stage one at most, in a column of channels
 
 
 @triton.jit
@@ -138,9 +137,7 @@ def fold_statistics(
         args = (parts, folded, mean, var, count, size, total, channels)
         launch(fold_statistics_kernel, groups * blocks, parts.device, config, *args)
         parts, count, size = folded, groups, size * FOLD
-    launch(
-        fold_statistics_kernel, blocks, parts.device, config, parts, None, mean, var, count, size, total, channels
-    )
+    launch(fold_statistics_kernel, blocks, parts.device, config, parts, None, mean, var, count, size, total, channels)
     return mean, var
 
 
@@ -151,7 +148,7 @@ def channel_statistics(
     pixels, channels = y.numel() // y.shape[1], y.shape[1]
     config = pixel_tile(*pointwise("channel_statistics", y), pixels, channels, True)
     rows, columns = config.tile["BM"], config.tile["BC"]
-    tiles = ceil_div(ceil_div(pixels, rows), PARTS)
+    tiles = ceil_div(ceil_div(pixels, rows), configs.PARTS)
     count = ceil_div(pixels, rows * tiles)
     parts = torch.empty(3, count, channels, dtype=torch.float32, device=y.device)
     programs = count * ceil_div(channels, columns)

@@ -36,7 +36,9 @@ def column_sums_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(ROWS):
         row = group * ROWS + i
-        part = tl.load(rows_ptr + row.to(tl.int64) * columns + column, mask=(column < columns) & (row < rows), other=0.0)
+        part = tl.load(
+            rows_ptr + row.to(tl.int64) * columns + column, mask=(column < columns) & (row < rows), other=0.0
+        )
         total += part.to(tl.float32)
     out = out_ptr + group.to(tl.int64) * columns + column
     tl.store(out, total.to(out_ptr.dtype.element_ty), mask=column < columns)

@@ -1,6 +1,6 @@
 """The tile sizes that each kernel may run with: a short list, best guess first, all of them tested.
 
-Registers bound a tile: a thread has 255, for its share of the accumulator, of what the epilogue loads, and of addresses.
+Registers bound a tile: a thread has 255, for its share of the accumulator, of what the epilogue loads, and addresses.
 Shared memory bounds stages: a stage of 128 x 32 values of g_y, as many of y and 32 x 128 of the filter is 24 KiB in 16
 bits, and the smallest device in the gate has 64. The sizes are what compiled without spills; no GPU has timed them.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["FOLD", "POINTWISE", "PRODUCT", "Config", "pixel_tile", "product_configs"]
+__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile", "product_configs"]
 
 
 class Config(NamedTuple):
@@ -24,11 +24,15 @@ class Config(NamedTuple):
 POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (4096, 4))
 
 # Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element. 16 or 32 values of a tile a
-# thread: the epilogues hold as many of x, and with 64 of each they would spill.
+# thread: the epilogues hold as many of x, and with 64 of each they would spill. float32 without TF32 is multiplied in
+# registers, so less deep.
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
-    2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (128, 128, 32, 16, 3)),
-    4: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 3)),
+    2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 128, 32, 8, 3)),
+    4: ((64, 64, 16, 8, 3), (64, 32, 32, 4, 3)),
 }
+
+# Programs at most, in a column of channels, that leave a row of partial results; each walks as many tiles as needed.
+PARTS = 1024
 
 # Rows of partial results that one program folds into one.
 FOLD = 64

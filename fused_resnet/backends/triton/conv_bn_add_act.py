@@ -38,9 +38,7 @@ def conv_bn_add_act_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    _, m, k, k_ok, y = conv_tile(
-        x_ptr, None, weight_ptr, size, M, slope, "identity", PRECISION, BM, BN, BK
-    )
+    _, m, k, k_ok, y = conv_tile(x_ptr, None, weight_ptr, size, M, slope, "identity", PRECISION, BM, BN, BK)
     if bias_ptr is not None:
         y += tl.load(bias_ptr + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]
     mean, scale, shift = norm_vectors(bn, k, k_ok)

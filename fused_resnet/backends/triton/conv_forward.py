@@ -4,8 +4,9 @@ With m = (n, oh, ow), taps (r, s), and one group at a time::
 
     y[m, k] = sum over r, s, c of u[pixel(m, r, s), c] weight[k, r, s, c];  u = act(norm(x)), and 0 outside the image
 
-A program computes BM x BN of y, walking taps x channels BK at a time. The prologue turns x into u between load and product
-and zeroes what lies outside after the activation. Programs that share a tile of x are neighbours, so that L2 serves it.
+A program computes BM x BN of y, walking taps x channels BK at a time. The prologue turns x into u between load and
+product and zeroes what lies outside after the activation. Programs that share a tile of x are neighbours, so that L2
+serves it.
 """
 
 import triton
@@ -30,7 +31,7 @@ def conv_tile(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One program's tile: its number in M, pixels [BM], channels of all groups [BN] and which exist, y [BM, BN] in float32."""
+    """A program's tile: its number in M, its pixels [BM], channels [BN], which of them exist, y [BM, BN] in float32."""
     blocks = tl.cdiv(size.K, BN)
     column = tl.program_id(0) % (blocks * size.groups)
     tile = tl.program_id(0) // (blocks * size.groups)

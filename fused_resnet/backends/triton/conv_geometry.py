@@ -37,7 +37,9 @@ def geometry(x: Tensor, weight: Tensor, conv: Conv) -> Geometry:
     size, kernel = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
     output = conv.output_size(size, kernel)
     channels = weight.shape[0] // conv.groups
-    return Geometry(*size, weight.shape[1], *output, channels, *kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
+    return Geometry(
+        *size, weight.shape[1], *output, channels, *kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups
+    )
 
 
 def filter_krsc(

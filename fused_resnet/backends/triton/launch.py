@@ -46,7 +46,9 @@ def dense_norm(bn: BatchNorm | None) -> BatchNorm | None:
     """``bn`` with vectors that kernels may walk."""
     if bn is None:
         return None
-    return BatchNorm(*(None if v is None else v.detach().contiguous() for v in bn[:4]), bn.eps)  # type: ignore[arg-type]
+    mean, var, weight, bias = (v if v is None else v.detach().contiguous() for v in bn[:4])
+    assert mean is not None and var is not None
+    return BatchNorm(mean, var, weight, bias, bn.eps)
 
 
 forced_precision: str | None = None  # what tests ask of float32_precision
@@ -56,7 +58,7 @@ def float32_precision(x: Tensor) -> str:
     """How a product of float32 tiles is computed: in TF32 where PyTorch's own convolutions would be."""
     if forced_precision is not None:
         return forced_precision
-    allowed = x.dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    allowed = x.dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if allowed else "ieee"
 
 

@@ -33,8 +33,8 @@ class Statistics(NamedTuple):
         """None where no gradient reaches the statistics."""
         if g_mean is None or g_var is None:
             return None
-        vectors = (v.detach().contiguous() for v in (mean, g_mean, g_var))
-        return Statistics(y, *vectors, y.shape[1] / y.numel())
+        mean, g_mean, g_var = (v.detach().contiguous() for v in (mean, g_mean, g_var))
+        return Statistics(y, mean, g_mean, g_var, y.shape[1] / y.numel())
 
 
 @triton.jit
