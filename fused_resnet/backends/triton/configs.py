@@ -20,15 +20,15 @@ class Config(NamedTuple):
     stages: int = 1
 
 
-# Elements of a pointwise tile and warps: 16 or 32 elements a thread keep enough bytes in flight.
-POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (4096, 4))
+# Elements of a pointwise tile and warps: 8 or 16 elements a thread keep enough bytes in flight.
+POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (2048, 8))
 
 # Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element. 16 or 32 values of a tile a
 # thread: the epilogues hold as many of x, and with 64 of each they would spill. float32 without TF32 is multiplied in
 # registers, so less deep.
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
-    2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 128, 32, 8, 3)),
-    4: ((64, 64, 16, 8, 3), (64, 32, 32, 4, 3)),
+    2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 3)),
+    4: ((64, 32, 32, 4, 3), (64, 32, 16, 4, 3)),
 }
 
 # Programs at most, in a column of channels, that leave a row of partial results; each walks as many tiles as needed.
