@@ -20,8 +20,8 @@ class Config(NamedTuple):
     stages: int = 1
 
 
-# Elements of a pointwise tile and warps: 8 or 16 elements a thread keep enough bytes in flight.
-POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (2048, 8))
+# Elements of a pointwise tile and warps: 16 elements a thread (8 of a wavefront of 64) keep enough bytes in flight.
+POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (1024, 2))
 
 # Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element. 16 or 32 values of a tile a
 # thread: the epilogues hold as many of x, and with 64 of each they would spill. float32 without TF32 is multiplied in
