@@ -15,8 +15,8 @@ from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 
 __all__ = ["CASES", "check"]
 
-# Relative error allowed: sums of some hundred terms, and one rounding of what is stored.
-ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+# Relative error allowed: sums of some hundred terms, each rounded to the type, as stock has it too.
+ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.2e-3}
 _POOL = MaxPool((3, 3), (2, 2), (1, 1))
 _RELU, _SILU = Activation("relu"), Activation("silu")
 

@@ -28,7 +28,7 @@ POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (1024, 2))
 # registers, so less deep.
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 3)),
-    4: ((64, 32, 32, 4, 3), (64, 32, 16, 4, 3)),
+    4: ((64, 32, 32, 4, 3), (32, 32, 32, 4, 3)),
 }
 
 # Programs at most, in a column of channels, that leave a row of partial results; each walks as many tiles as needed.
