@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' 
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize gpu-check lint format clean
+.PHONY: bench bench-ops test sanitize gpu-check triton-gate lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -33,6 +33,10 @@ sanitize: $(VENV)/.built
 # For whoever has a GPU: at most ten minutes, and leaves gpu-check.json and gpu-check.md.
 gpu-check: $(VENV)/.built
 	$(BIN)/python benchmarks/gpu_check.py
+
+# Every Triton kernel and tile, compiled for GPUs that are not here, against tests/triton_gate/budget.json.
+triton-gate: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m triton_gate
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

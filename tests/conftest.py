@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 
 import pytest
 import torch
 from cuda_on_cpu import cuda_emulated
 
+if find_spec("triton") is not None:
+    import triton_strict  # noqa: F401 (before any kernel is defined)
+    from triton_strict.selection import TILES, is_worth_interpreting
+
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, backends, use_backend
 
-# Each backend, the CPU one with every instruction set this processor has, and the CUDA kernels run on the CPU.
+# Each backend: the CPU one with every instruction set this processor has, the CUDA kernels run on the CPU.
 TARGETS = ["reference", "cuda_emulated"]
 if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
     TARGETS += [f"cpu-{isa}" for isa in cpu.supported_isas()]
+if "triton" in available_backends():  # under the strict interpreter, with convolutions of ours and the library's
+    TARGETS += ["triton-implicit_product", "triton-library"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what would only repeat another test, interpreted: see triton_strict.selection."""
+    if find_spec("triton") is not None:
+        config.hook.pytest_deselected(items=[item for item in items if not is_worth_interpreting(item)])
+        items[:] = [item for item in items if is_worth_interpreting(item)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +59,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs the test once on each backend and instruction set; under ``-m gpu`` on the device."""
-    name, _, isa = request.param.partition("-")
-    before = cpu.isa() if isa else None
+    """Runs the test once on each backend and variant of it; under ``-m gpu`` on the device."""
+    name, _, variant = request.param.partition("-")
     with ExitStack() as stack:
-        if isa:
-            cpu.set_isa(isa)
-            stack.callback(cpu.set_isa, before)
+        if name == "cpu":
+            stack.callback(cpu.set_isa, cpu.isa())
+            cpu.set_isa(variant)
+        if name == "triton":
+            monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", variant)
+            monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
         if name == "cuda_emulated":
             cuda_emulated.ensure()
         if name == "cuda":

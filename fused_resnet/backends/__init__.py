@@ -40,7 +40,7 @@ class Backend(NamedTuple):
     unavailable: str | None
 
 
-DEFAULT_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
+DEFAULT_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _NOT_BUILT = "native modules are built where a C++ compiler is found at install time"
 
@@ -55,6 +55,7 @@ def backends() -> dict[str, Backend]:
         "reference": Backend("reference", "reference", ("cpu", "cuda", "meta"), None),
         "cpu": Backend("cpu", "cpu", ("cpu",), _why_not_importable("fused_resnet._cpu", _NOT_BUILT)),
         "cuda": Backend("cuda", "cuda", ("cuda",), _why_no_cuda()),
+        "triton": Backend("triton", "triton", _triton_devices(), _why_not_importable("triton", "pip install triton")),
     }
 
 
@@ -148,6 +149,10 @@ def _why_no_cuda() -> str | None:
     way_out = "built where nvcc is found at install time, on PATH or under CUDA_HOME"
     reason = _why_not_importable("fused_resnet._cuda", way_out)
     return reason or (None if torch.cuda.is_available() else "no CUDA device")
+
+
+def _triton_devices() -> tuple[str, ...]:
+    return ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
 def _report_fallback(reason: str) -> None:

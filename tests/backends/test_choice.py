@@ -86,7 +86,7 @@ def test_without_the_native_module_ops_run_on_reference() -> None:
     done = run(
         "import sys; sys.modules['fused_resnet._cpu'] = None\n"
         "import torch, fused_resnet\n"
-        "assert fused_resnet.available_backends() == ('reference',)\n"
+        "assert 'cpu' not in fused_resnet.available_backends()\n"
         "x = torch.randn(1, 4, 3, 3, requires_grad=True)\n"
         "fused_resnet.ops.bn_add_act(x).sum().backward()\n"
         "assert torch.equal(x.grad, (x > 0).float())\n"

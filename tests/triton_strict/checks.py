@@ -1,0 +1,127 @@
+"""Functions of a Triton backend against the reference in float64, on small shapes with tails in every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from support.cases import batch_norm, image
+from support.oracle import relative_error
+from torch import Tensor
+
+from fused_resnet.backends import reference
+from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
+
+__all__ = ["CASES", "check"]
+
+# Relative error allowed: sums of some hundred terms, each rounded to the type, as stock has it too.
+ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.2e-3}
+_POOL = MaxPool((3, 3), (2, 2), (1, 1))
+_RELU, _SILU = Activation("relu"), Activation("silu")
+
+
+def _bn_add_act(dtype: torch.dtype) -> tuple[Any, ...]:
+    return image(3, 67, 9, 7, dtype=dtype), batch_norm(67), image(3, 67, 9, 7, dtype=dtype), batch_norm(67), _SILU
+
+
+def _bn_add_act_backward(dtype: torch.dtype) -> tuple[Any, ...]:
+    return image(3, 67, 9, 7, dtype=dtype), *_bn_add_act(dtype)
+
+
+def _contiguous(dtype: torch.dtype) -> tuple[Any, ...]:
+    images = [image(3, 5, 9, 7, dtype=dtype, layout="contiguous") for _ in range(3)]
+    return images[0], images[1], batch_norm(5), images[2], None, _SILU
+
+
+def _max_pool(dtype: torch.dtype) -> tuple[Any, ...]:
+    # Few different values, so that windows have ties.
+    return (
+        torch.randint(-3, 3, (2, 19, 9, 11)).to(dtype).contiguous(memory_format=torch.channels_last),
+        None,
+        _RELU,
+        _POOL,
+    )
+
+
+def _max_pool_backward(dtype: torch.dtype) -> tuple[Any, ...]:
+    x = image(2, 19, 9, 11, dtype=dtype)
+    out, indices = reference.bn_act_max_pool(x, batch_norm(19), _SILU, _POOL)
+    return image(*out.shape, dtype=dtype), indices, x, batch_norm(19), _SILU, _POOL
+
+
+def _conv_arguments(dtype: torch.dtype, shape: tuple[int, ...], k: int, kernel: int, conv: Conv) -> tuple[Any, ...]:
+    fan_in = shape[1] // conv.groups * kernel**2
+    weight = (torch.randn(k, shape[1] // conv.groups, kernel, kernel) * fan_in**-0.5).to(dtype)
+    # The bias of the norm is far from 0, so that padding that is not 0 after the activation shows.
+    bn = batch_norm(shape[1])
+    bn = bn._replace(bias=bn.bias + 1)
+    return image(*shape, dtype=dtype), bn, _SILU, weight, conv
+
+
+ONE_BY_ONE = ((2, 21, 23, 13), 34, 1, Conv((1, 1), (0, 0), (1, 1), 1))
+STRIDED = ((2, 20, 9, 8), 34, 3, Conv((2, 2), (1, 1), (1, 1), 1))
+GROUPED = ((1, 12, 8, 7), 8, 3, Conv((1, 1), (2, 2), (2, 2), 2))
+
+
+def _conv(*geometry: Any) -> Callable[[torch.dtype], tuple[Any, ...]]:
+    def arguments(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, bn, act, weight, conv = _conv_arguments(dtype, *geometry)
+        return x, bn, act, weight, torch.randn(weight.shape[0]).to(dtype), conv, True
+
+    return arguments
+
+
+def _conv_backward(*geometry: Any) -> Callable[[torch.dtype], tuple[Any, ...]]:
+    def arguments(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, bn, act, weight, conv = _conv_arguments(dtype, *geometry)
+        y, mean, _ = reference.bn_act_conv(x, bn, act, weight, None, conv, True)
+        g_mean, g_var = torch.randn_like(mean), torch.randn_like(mean)
+        return image(*y.shape, dtype=dtype), g_mean, g_var, x, bn, act, weight, y, mean, conv, (True, True, True)
+
+    return arguments
+
+
+def _inference(dtype: torch.dtype) -> tuple[Any, ...]:
+    x, _, act, weight, conv = _conv_arguments(dtype, *STRIDED)
+    return x, weight, torch.randn(34).to(dtype), batch_norm(34), image(2, 34, 5, 4, dtype=dtype), act, conv
+
+
+# Name -> the function of a backend and its arguments in a type.
+CASES: dict[str, tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = {
+    "bn_add_act": ("bn_add_act", _bn_add_act),
+    "bn_add_act_backward": ("bn_add_act_backward", _bn_add_act_backward),
+    "bn_add_act_backward, contiguous": ("bn_add_act_backward", _contiguous),
+    "bn_act_max_pool": ("bn_act_max_pool", _max_pool),
+    "bn_act_max_pool_backward": ("bn_act_max_pool_backward", _max_pool_backward),
+    "bn_act_conv, 1x1": ("bn_act_conv", _conv(*ONE_BY_ONE)),
+    "bn_act_conv, strided": ("bn_act_conv", _conv(*STRIDED)),
+    "bn_act_conv, grouped": ("bn_act_conv", _conv(*GROUPED)),
+    "bn_act_conv_backward, 1x1": ("bn_act_conv_backward", _conv_backward(*ONE_BY_ONE)),
+    "bn_act_conv_backward, strided": ("bn_act_conv_backward", _conv_backward(*STRIDED)),
+    "bn_act_conv_backward, grouped": ("bn_act_conv_backward", _conv_backward(*GROUPED)),
+    "conv_bn_add_act": ("conv_bn_add_act", _inference),
+}
+
+
+def _wide(a: Any) -> Any:
+    if isinstance(a, BatchNorm):
+        return BatchNorm(*(_wide(v) for v in a))
+    return a.double() if isinstance(a, Tensor) and a.is_floating_point() else a
+
+
+def check(backend: Any, case: str, dtype: torch.dtype) -> list[Tensor]:
+    """Runs a case; raises AssertionError where a result differs from the reference's in float64, and returns all."""
+    function, arguments = CASES[case]
+    torch.manual_seed(0)
+    args = arguments(dtype)
+    results = []
+    for module, inputs in ((backend, args), (reference, tuple(map(_wide, args)))):
+        outputs = getattr(module, function)(*inputs)
+        results.append([o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None])
+    for i, (got, want) in enumerate(zip(*results, strict=True)):
+        # The mean of y may cancel: its error counts against the size of y.
+        least = results[1][0].square().mean().sqrt().item() if i and function == "bn_act_conv" else 0.0
+        error = relative_error(got, want, least)
+        assert error <= ALLOWED[dtype], f"{case}: result {i} differs from float64 by {error:.2g}"
+    return results[0]
