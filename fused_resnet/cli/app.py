@@ -11,6 +11,7 @@ from .bench import bench
 from .errors import INTERRUPTED, CommandError
 from .fuse import fuse
 from .info import info
+from .profile import profile
 from .train import train
 
 __all__ = ["main"]
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (bench, fuse, info, train):
+for command in (bench, fuse, info, profile, train):
     app.command()(command)
 
 # The base of errors in arguments: click's, which typer brings along under names that change with its version.
