@@ -11,7 +11,7 @@ from rich.console import Console
 from ..bench.settings import DEFAULT_BATCHES, OTHER_BATCH, available_cores
 from .errors import BAD_INPUT, FAILED, CommandError, end_interrupted, shown
 from .options import MODEL_HELP, HtmlPath, JsonPath, Threads
-from .output import check_writable, progress_bar, write_json, write_plot, write_text
+from .output import check_pictures, check_writable, progress_bar, write_json, write_plot, write_text
 
 __all__ = ["profile"]
 
@@ -42,12 +42,7 @@ def profile(
     from ..profile import run
 
     with shown(BAD_INPUT, ValueError, ImportError):
-        if plot:
-            import matplotlib  # noqa: F401  missing: better known now than after the run
-        if html:
-            from ..report.page import require_plotly
-
-            require_plotly()
+        check_pictures(plot, html)
         torch.set_num_threads(threads or available_cores())
         torch.manual_seed(seed)
         built = create_model(model)
