@@ -24,6 +24,7 @@ from ..functional import batch_statistics, check_batch, needs_gradient
 from ..ops import checks
 from .batch_norm import StatisticsUpdate, running_batch_norm, uses_batch_statistics
 from .recognise import IDENTITY, activation_of
+from .synchronise import process_group, synchronised_statistics
 
 __all__ = [
     "Deferred",
@@ -166,8 +167,12 @@ def _normed(
 ) -> Deferred:
     if not uses_batch_statistics(bn):
         return Deferred(y, running_batch_norm(bn), activation, updates)
-    check_batch(y.shape, bn.eps)
-    update = StatisticsUpdate(bn, mean, var, y.shape)
+    count = None
+    if (group := process_group(bn)) is None:
+        check_batch(y.shape, bn.eps)
+    else:
+        mean, var, count = synchronised_statistics(mean, var, y.shape[0] * y.shape[2] * y.shape[3], group)
+    update = StatisticsUpdate(bn, mean, var, y.shape, count)
     return Deferred(y, BatchNorm(mean, var, bn.weight, bn.bias, bn.eps), activation, (*updates, update))
 
 

@@ -45,7 +45,7 @@ _ACTIVATIONS = {
 
 
 # Batch norms with an activation of their own, ``act``, behind a ``drop``: name of the class by where it stands.
-_NORM_ACTS = {("timm.layers.norm_act", "BatchNormAct2d"), ("timm.layers.norm_act", "FrozenBatchNormAct2d")}
+_NORM_ACTS = {("timm.layers.norm_act", name) for name in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")}
 
 # Layers that pass their input on in evaluation, or where the attribute, their probability, is zero.
 _DROPS = {
@@ -83,8 +83,8 @@ def conv_reason(conv: nn.Module) -> str | None:
 
 
 def batch_norm_reason(bn: nn.Module) -> str | None:
-    """``bn`` must be a plain BatchNorm2d or torchvision's FrozenBatchNorm2d."""
-    if type(bn) is not nn.BatchNorm2d and not _is_frozen_batch_norm(type(bn)):
+    """``bn`` must be a plain BatchNorm2d, a SyncBatchNorm, or torchvision's FrozenBatchNorm2d."""
+    if type(bn) is not nn.BatchNorm2d and type(bn) is not nn.SyncBatchNorm and not _is_frozen_batch_norm(type(bn)):
         return f"is {_name(bn)}, not BatchNorm2d"
     return call_reason(bn)
 
@@ -94,7 +94,8 @@ def norm_reason(norm: nn.Module) -> str | None:
     if _place(norm) not in _NORM_ACTS:
         return batch_norm_reason(norm)
     for name, reason in (("drop", nothing_reason), ("act", activation_reason)):
-        if (text := reason(getattr(norm, name))) is not None:
+        part = getattr(norm, name, None)  # timm's SyncBatchNormAct may have none
+        if part is not None and (text := reason(part)) is not None:
             return f"has {name} that {text}"
     return call_reason(norm)
 
@@ -109,7 +110,7 @@ def plain_norm_reason(norm: nn.Module) -> str | None:
 
 def norm_activation(norm: nn.Module) -> nn.Module | None:
     """What ``norm``, which must have no :func:`norm_reason`, itself ends with; None where it is the identity."""
-    act: nn.Module | None = norm.act if _place(norm) in _NORM_ACTS else None  # type: ignore[assignment]
+    act: nn.Module | None = getattr(norm, "act", None) if _place(norm) in _NORM_ACTS else None
     return None if act is None or type(act) is nn.Identity else act
 
 

@@ -74,7 +74,6 @@ def test_detection_backbone_with_frozen_batch_norms() -> None:
     [
         (lambda: BasicBlock(8, 8, norm_layer=nn.Identity), "bn1 is Identity, not BatchNorm2d"),
         (lambda: BasicBlock(8, 8, norm_layer=lambda c: nn.GroupNorm(2, c)), "bn1 is GroupNorm, not BatchNorm2d"),
-        (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(BasicBlock(8, 8)), "bn1 is SyncBatchNorm, not BatchNorm2d"),
         (lambda: changed(BasicBlock(8, 8), relu=nn.Tanh()), "relu is Tanh, which is no known activation"),
         (lambda: changed(BasicBlock(8, 8), relu=nn.GELU("tanh")), "GELU with approximate='tanh', not 'none'"),
         (lambda: changed(BasicBlock(8, 8), conv2=nn.Identity()), "conv2 is Identity, not Conv2d"),
