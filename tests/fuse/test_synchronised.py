@@ -5,8 +5,6 @@ Stock's SyncBatchNorm refuses tensors of the CPU, so the whole batch in one proc
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 import fused_resnet
 
 PARTS = (5, 2)  # images of each process
+WHEN = ("before", "after", "compiled")
 
 
 def model() -> nn.Module:
@@ -40,41 +39,51 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"output": output.detach()} | gradients | {n: b.clone() for n, b in model.named_buffers()}
 
 
-def worker(rank: int, folder: str, when: str) -> None:
+def synchronised(when: str) -> nn.Module:
+    """The model, converted before or after it was fused; compiled or not."""
+    made = model()
+    if when == "after":
+        fused_resnet.fuse(made)
+    made = nn.SyncBatchNorm.convert_sync_batchnorm(made)
+    report = fused_resnet.fuse(made)
+    assert len(report.fused) == 2
+    return torch.compile(made, backend="aot_eager", fullgraph=True) if when == "compiled" else made
+
+
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(PARTS))
     try:
-        synchronised = model()
-        if when == "after":
-            fused_resnet.fuse(synchronised)
-        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(synchronised)
-        report = fused_resnet.fuse(synchronised)
-        assert len(report.fused) == 2
-        if when == "compiled":
-            synchronised = torch.compile(synchronised, backend="aot_eager", fullgraph=True)
-        result = step(synchronised, images().split(PARTS)[rank])
-        torch.save({n.removeprefix("_orig_mod."): t for n, t in result.items()}, f"{folder}/rank{rank}.pt")
+        results = {when: step(synchronised(when), images().split(PARTS)[rank]) for when in WHEN}
+        torch.save(results, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("when", ["before", "after", "compiled"])
-def test_two_processes_are_one(when: str, tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path), when), nprocs=len(PARTS))
-    parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(len(PARTS))]
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """The results of each process."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(worker, args=(str(folder),), nprocs=len(PARTS))
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(len(PARTS))]
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_two_processes_are_one(when: str, parts: list[dict[str, dict[str, Tensor]]]) -> None:
+    found = [{name.removeprefix("_orig_mod."): t for name, t in part[when].items()} for part in parts]
     whole = step(model(), images())
-    assert relative_error(torch.cat([part["output"] for part in parts]), whole.pop("output")) < 1e-6
+    assert relative_error(torch.cat([part["output"] for part in found]), whole.pop("output")) < 1e-6
     buffers = dict(model().named_buffers())
     for name, want in whole.items():
         if name in buffers:  # the same everywhere, counts to the unit
-            assert all(relative_error(part[name], want) < 1e-6 for part in parts), name
+            assert all(relative_error(part[name], want) < 1e-6 for part in found), name
         else:
-            assert relative_error(sum(part[name] for part in parts), want) < 1e-6, name
+            assert relative_error(sum(part[name] for part in found), want) < 1e-6, name
 
 
 def test_without_processes_it_is_a_plain_batch_norm() -> None:
-    synchronised, plain = nn.SyncBatchNorm.convert_sync_batchnorm(model()), model()
-    assert len(fused_resnet.fuse(synchronised).fused) == 2
-    got, want = step(synchronised, images()), step(plain, images())
+    alone, plain = nn.SyncBatchNorm.convert_sync_batchnorm(model()), model()
+    assert len(fused_resnet.fuse(alone).fused) == 2
+    got, want = step(alone, images()), step(plain, images())
     for name in want:
         assert relative_error(got[name], want[name]) < 1e-9, name

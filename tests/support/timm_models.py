@@ -115,7 +115,7 @@ def check(name: str) -> Outcome:
 def _images(model: nn.Module) -> Tensor | None:
     """Two images [2, 3, S, S] of the smallest size that the model takes."""
     model.eval()
-    for size in (64, 128, 256):
+    for size in (64, 128, 224, 256):
         x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         with contextlib.suppress(RuntimeError, AssertionError, IndexError), torch.no_grad():
             model(x)
