@@ -33,10 +33,8 @@ class Blocks:
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether ``module`` has a convolution and a norm, itself or in its parts, and a layer that is in no part."""
-        layers = list(self.layers(module))
-        if not (any(isinstance(layer, nn.Conv2d) for layer in layers) and any(map(is_norm, layers))):
-            return False
-        return any(isinstance(m, nn.Conv2d) or is_norm(m) or activation_reason(m) is None for m in module.children())
+        own = (isinstance(m, nn.Conv2d) or is_norm(m) or activation_reason(m) is None for m in module.children())
+        return any(own) and self._holds_pair(module)
 
     def layers(self, module: nn.Module) -> Iterator[nn.Module]:
         """What is neither a part nor a list of modules, in ``module`` and its parts."""
@@ -46,10 +44,15 @@ class Blocks:
             else:
                 yield child
 
+    def _holds_pair(self, module: nn.Module) -> bool:
+        """Whether ``module`` has a convolution and a norm, itself or in its parts."""
+        layers = list(self.layers(module))
+        return any(isinstance(layer, nn.Conv2d) for layer in layers) and any(map(is_norm, layers))
+
     def _is_part(self, module: nn.Module) -> bool:
         if is_norm(module) or module in self.excluded or call_reason(module) is not None or not list(module.children()):
             return False
-        if type(module).__call__ is not nn.Module.__call__ or not self.is_block(module):
+        if type(module).__call__ is not nn.Module.__call__ or not self._holds_pair(module):
             return False
         sequential = type(module).forward is nn.Sequential.forward
         if not sequential and find_recipe(module) is not None:

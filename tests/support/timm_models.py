@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fused_resnet
 
-__all__ = ["FAMILIES", "Outcome", "architectures", "check", "small_model"]
+__all__ = ["FAMILIES", "Outcome", "architectures", "check", "check_model", "small_model"]
 
 FAMILIES = (
     *("resnet", "resnetv2", "regnet", "byobnet", "byoanet", "resnest", "res2net", "senet", "sknet", "tresnet"),
@@ -100,6 +100,11 @@ def check(name: str) -> Outcome:
         stock = small_model(name, shorten=False).double()
         x = _images(stock)
     assert x is not None, "runs for no image size tried"
+    return check_model(name, stock, x)
+
+
+def check_model(name: str, stock: nn.Module, x: Tensor) -> Outcome:
+    """As :func:`check`, for a model in float64 that takes ``x`` and returns a tensor."""
     model = copy.deepcopy(stock)
     report = fused_resnet.fuse(model)
     errors = {}
