@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
 from ..nn.fused_module import FusedByPlan, FusedModule, fused_class
 from ..nn.plan import Plan
-from ..nn.recognise import global_hook_reason
+from ..nn.recognise import drop_probability, global_hook_reason
 from .blocks import Blocks
 from .planner import plan_of
 from .recipes import find_recipe
@@ -82,6 +83,7 @@ class _Swap:
         self.excluded, self.extra = excluded, extra
         self.blocks = Blocks(excluded)
         self.seen: set[nn.Module] = set()
+        self.plans: dict[Any, tuple[Plan, ...]] = {}
         self.report = FuseReport()
 
     def visit(self, name: str, module: nn.Module) -> None:
@@ -144,7 +146,15 @@ class _Swap:
         )
 
     def _plans(self, module: nn.Module, stock: type[nn.Module]) -> tuple[Plan, ...]:
-        """Plans for each way to call ``module``, those that hold where nothing is dropped first."""
+        """Plans for each way to call ``module``, those that hold where nothing is dropped first.
+
+        A trace takes milliseconds, and most blocks of a model are alike: plans that hold for a block of the same layers
+        are taken again.
+        """
+        layers = tuple((name, type(m), drop_probability(m)) for name, m in module.named_modules() if name)
+        known = self.plans.get((stock, layers), ())
+        if known and not any(plan.objection(module) for plan in known):
+            return known
         kind = type(module)
         _set_class(module, stock)
         try:
@@ -155,7 +165,9 @@ class _Swap:
             ]
         finally:
             _set_class(module, kind)
-        return tuple({repr(plan): plan for plan in found if plan is not None}.values())
+        plans = tuple({repr(plan): plan for plan in found if plan is not None}.values())
+        self.plans[stock, layers] = plans
+        return plans
 
 
 def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "conv_bn_reason",
     "conv_norm_reason",
     "conv_reason",
+    "drop_probability",
     "global_hook_reason",
     "is_list",
     "is_norm",
@@ -117,12 +118,19 @@ def norm_activation(norm: nn.Module) -> nn.Module | None:
 def nothing_reason(module: nn.Module) -> str | None:
     """``module`` must pass its input on as it is: an identity, or a dropout of any kind that drops nothing now."""
     if type(module) is not nn.Identity:
-        probability = _DROPS.get(_place(module))
+        probability = drop_probability(module)
         if probability is None:
             return f"is {_name(module)}, not Identity"
-        if module.training and getattr(module, probability):
+        if module.training and probability:
             return f"is {_name(module)}, which drops in training"
     return call_reason(module)
+
+
+def drop_probability(module: nn.Module) -> float | None:
+    """With which ``module``, a dropout of any kind, drops in training; None for any other module."""
+    name = _DROPS.get(_place(module))
+    probability: float | None = None if name is None else getattr(module, name)
+    return probability
 
 
 def conv_bn_reason(conv_name: str, conv: nn.Module, bn_name: str, bn: nn.Module) -> str | None:
