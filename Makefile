@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops sweep test sanitize lint format clean
+.PHONY: bench bench-ops docs sweep test sanitize lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -33,6 +33,11 @@ sanitize: $(VENV)/.built
 	FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# The documents as a site, in build/site.
+docs: $(VENV)/.built
+	$(BIN)/pip install --quiet --editable .[docs]
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
