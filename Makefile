@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' 
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize gpu-check triton-gate lint format clean
+.PHONY: bench bench-ops test sanitize gpu-check triton-gate sweep docs lint format clean
 
 # Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
@@ -19,6 +19,10 @@ bench: $(VENV)/.built
 # Per op and per block, with GB/s: pytest-benchmark.
 bench-ops: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# Every model of timm's residual families, fused against stock in float64: an hour on one core, gigabytes of memory.
+sweep: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
@@ -37,6 +41,11 @@ gpu-check: $(VENV)/.built
 # Every Triton kernel and tile, compiled for GPUs that are not here, against tests/triton_gate/budget.json.
 triton-gate: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m triton_gate
+
+# The documents as a site, in build/site.
+docs: $(VENV)/.built
+	$(BIN)/pip install --quiet --editable .[docs]
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

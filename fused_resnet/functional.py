@@ -138,13 +138,15 @@ def update_running_statistics(
     var: Tensor,  # [C], biased
     size: Sequence[int],  # of the batch, [N, C, H, W]
     momentum: float | Tensor,
+    values: Tensor | None = None,  # [], their number per channel
 ) -> None:
     """Moves the running statistics towards those of a batch, in place: ``running += momentum (batch - running)``.
 
-    The running variance takes the unbiased one, with N H W - 1 in the denominator. An empty batch moves nothing.
+    The running variance takes the unbiased one, with ``values`` - 1 in the denominator. ``values`` is N H W of ``size``
+    unless the batch is spread over processes. An empty batch moves nothing.
     """
-    count = size[0] * size[2] * size[3]
-    if count == 0:
+    count: int | Tensor = size[0] * size[2] * size[3] if values is None else values
+    if values is None and count == 0:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
         if running is not None:

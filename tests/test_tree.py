@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     path
-    for folder in ("csrc", "fused_resnet", "tests", "benchmarks")
+    for folder in ("csrc", "fused_resnet", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
 ]

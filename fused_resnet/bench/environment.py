@@ -14,16 +14,21 @@ from typing import Any
 
 from .settings import Job, Settings, available_cores
 
-__all__ = ["command_line", "facts", "request"]
+__all__ = ["command_line", "facts", "machine_facts", "request"]
 
 
 def facts(job: Job) -> dict[str, Any]:
     """Versions, processor and device as a child process sees them. Imports torch."""
+    from .memory import peak_method
+
+    return machine_facts(job.device) | {"peak_memory_method": peak_method(job.device)}
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """Versions, processor and device as this process sees them. Imports torch."""
     import torch
 
     import fused_resnet
-
-    from .memory import peak_method
 
     info = fused_resnet.info()
     return {
@@ -39,8 +44,7 @@ def facts(job: Job) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
-        "peak_memory_method": peak_method(job.device),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
 
 

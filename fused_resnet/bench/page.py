@@ -2,79 +2,75 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-from collections.abc import Mapping, Sequence
-from html import escape
-from string import Template
+from collections.abc import Sequence
 from typing import Any
 
-from .plot import bar_chart
+from ..report import Page
+from ..report.page import Cell
 from .result import BenchResult
 from .table import COLUMNS, FOOTNOTE, caption, cells, group_title, grouped, is_best
+from .variants import VARIANTS
 
 __all__ = ["results_page"]
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>fused_resnet benchmark</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-  img { max-width: 100%; }
-  table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-  caption { text-align: left; font-weight: 600; padding: .3rem .6rem; }
-  th, td { padding: .25rem .6rem; border-bottom: 1px solid #e4e7eb; text-align: right; }
-  th { color: #52606d; font-weight: 500; }
-  :is(th, td):first-child { text-align: left; }
-  .results { width: 100%; }
-  .best td { font-weight: 700; }
-  .environment td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-  .note { color: #52606d; font-size: .9rem; }
-</style>
-<h1>fused_resnet benchmark</h1>
-<p>$caption$interrupted</p>
-$picture
-$tables
-<p class="note">$footnote</p>
-<h2>Environment</h2>
-<table class="environment">$environment</table>
-</html>
-""")
+Row = dict[str, Any]
 
 
 def results_page(result: BenchResult) -> str:
-    """The page: picture, tables and environment. It loads nothing from anywhere."""
-    return PAGE.substitute(
-        caption=escape(caption(result.rows)),
-        interrupted="; interrupted before its end" if result.interrupted else "",
-        picture=_picture(result.rows) if result.rows else "",
-        tables="\n".join(_table(group) for group in grouped(result.rows)),
-        footnote=escape(FOOTNOTE),
-        environment=_environment(result.environment),
-    )
+    """The page: bars, tables and environment. It loads nothing from anywhere. Raises ImportError without plotly."""
+    ended = "; interrupted before its end" if result.interrupted else ""
+    page = Page("fused_resnet benchmark", f"{caption(result.rows)}{ended}")
+    groups = grouped(result.rows)
+    page.cards([_card(row, group) for group in groups for row in group if row["speedup_vs_best_stock"] is not None])
+    if result.rows:
+        page.figure(
+            "Images per second", _bars(groups), {"barmode": "group", "height": 420}, "Median, bars from p20 to p80."
+        )
+    for group in groups:
+        best = [index for index, row in enumerate(group) if is_best(row, group)]
+        page.table(group_title(group), COLUMNS, [_row(row, group) for row in group], FOOTNOTE, best)
+    environment = dict(result.environment)
+    command = environment.pop("command", "")
+    page.facts("Environment", environment)
+    if command:
+        page.command(command)
+    return page.html()
 
 
-def _picture(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.BytesIO()
-    bar_chart(rows).savefig(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="images per second of each variant" src="data:image/png;base64,{data}">'
+def _card(row: Row, group: Sequence[Row]) -> tuple[str, str, str]:
+    return group_title(group), f"{row['speedup_vs_best_stock']:.2f}", f"{row['variant']} over the best stock variant"
 
 
-def _table(group: Sequence[dict[str, Any]]) -> str:
-    head = _line(COLUMNS, "th")
-    body = "\n".join(_line(cells(row, group), "td", "best" if is_best(row, group) else "") for row in group)
-    return f'<table class="results"><caption>{escape(group_title(group))}</caption>\n{head}\n{body}\n</table>'
+def _bars(groups: Sequence[Sequence[Row]]) -> list[Row]:
+    rows = [row for group in groups for row in group]
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    stock = [variant for variant in variants if VARIANTS[variant].is_stock]
+    data = []
+    for variant in variants:
+        own = [(row, group) for group in groups for row in group if row["variant"] == variant]
+        rates = [row["img_per_s"] for row, _ in own]
+        opacity = 1 - 0.5 * stock.index(variant) / len(stock) if variant in stock else 1.0
+        data.append(
+            {
+                "type": "bar",
+                "name": variant,
+                "x": [group_title(group) for _, group in own],
+                "y": [rate["median"] for rate in rates],
+                "error_y": {
+                    "type": "data",
+                    "array": [rate["p80"] - rate["median"] for rate in rates],
+                    "arrayminus": [rate["median"] - rate["p20"] for rate in rates],
+                },
+                "marker": {"color": "--stock" if variant in stock else "--own", "opacity": opacity},
+                "hovertemplate": "%{x}: %{y:.1f} images per second",
+            }
+        )
+    return data
 
 
-def _environment(environment: Mapping[str, Any]) -> str:
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in environment.items()}
-    return "\n".join(_line(item, "td") for item in texts.items())
-
-
-def _line(texts: Sequence[str], tag: str, row_class: str = "") -> str:
-    columns = "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
-    return f'<tr class="{row_class}">{columns}</tr>'
+def _row(row: Row, group: Sequence[Row]) -> list[str | Cell]:
+    rate, peak = row["img_per_s"], row.get("peak_rss_bytes", row.get("peak_device_bytes"))
+    values = (rate["median"], rate["p20"], row["step_ms"]["median"], row["saved_activation_bytes"], peak)
+    texts = cells(row, group)
+    numbers = (*values, row["speedup_vs_best_stock"])
+    return [texts[0], *(Cell(text, value) for text, value in zip(texts[1:], numbers, strict=True))]

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import typer
 
 from .bench import bench
+from .compare import compare
 from .errors import INTERRUPTED, CommandError
 from .fuse import fuse
 from .info import info
+from .profile import profile
 from .train import train
 
 __all__ = ["main"]
@@ -22,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (bench, fuse, info, train):
+for command in (bench, compare, fuse, info, profile, train):
     app.command()(command)
 
 # The base of errors in arguments: click's, which typer brings along under names that change with its version.

@@ -12,8 +12,8 @@ from ..bench import BenchError, BenchResult, Settings, run_settings
 from ..bench.settings import ALLOCATORS, DEFAULT_BATCHES, DEVICES, DTYPES, MODES, OTHER_BATCH
 from ..bench.variants import VARIANTS
 from .errors import BAD_INPUT, FAILED, end_interrupted, shown
-from .options import MODEL_HELP, JsonPath, Threads
-from .output import check_writable, progress_bar, write_json, write_plot, write_text
+from .options import MODEL_HELP, HtmlPath, JsonPath, Threads
+from .output import check_pictures, check_writable, progress_bar, write_json, write_plot, write_text
 
 __all__ = ["bench"]
 
@@ -48,7 +48,7 @@ def bench(
     ] = False,
     json: JsonPath = None,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart as PNG.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write table, chart and environment as one HTML page.")] = None,
+    html: HtmlPath = None,
 ) -> None:
     """Compare fused ResNets with stock PyTorch: images per second, memory, speedup.
 
@@ -76,8 +76,7 @@ def bench(
         others = {"mode": mode != Settings.mode, "variants": variants, "allocator": allocator != "both"}
         return bench_layers(json, others | {"plot": plot, "html": html}, fields)
     with shown(BAD_INPUT, ValueError, ImportError):
-        if plot or html:
-            import matplotlib  # noqa: F401  missing: better known now than after the run
+        check_pictures(plot, html)
         settings = Settings(
             **fields,
             mode=mode,

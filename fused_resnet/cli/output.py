@@ -18,7 +18,7 @@ from .errors import BAD_INPUT, CommandError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_writable", "progress_bar", "write_json", "write_plot", "write_text"]
+__all__ = ["check_pictures", "check_writable", "progress_bar", "write_json", "write_plot", "write_text"]
 
 ProgressUpdate = Callable[[str, int, int], None]  # what is done now, units done, all units
 
@@ -55,6 +55,16 @@ def write_plot(path: Path | None, draw: Callable[[], Figure]) -> None:
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png")
         _write(path, buffer.getvalue())
+
+
+def check_pictures(plot: Path | None, html: Path | None) -> None:
+    """Raises ImportError where what draws them is missing: better known now than after the run."""
+    if plot is not None:
+        import matplotlib  # noqa: F401
+    if html is not None:
+        from ..report.page import require_plotly
+
+        require_plotly()
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ..train.settings import SCHEDULES, TrainSettings
 from .errors import BAD_INPUT, end_interrupted, shown
-from .options import MODEL_HELP, JsonPath, Threads
-from .output import check_writable, progress_bar, write_json, write_plot
+from .options import MODEL_HELP, HtmlPath, JsonPath, Threads
+from .output import check_pictures, check_writable, progress_bar, write_json, write_plot, write_text
 
 if TYPE_CHECKING:
     from ..train import TrainResult
@@ -36,15 +36,15 @@ def train(
     stock: Annotated[bool, typer.Option("--stock", help="Train the unfused twin: same weights, same batches.")] = False,
     json: JsonPath = None,
     plot: Annotated[Path | None, typer.Option(help="Write loss and accuracy curves as PNG.")] = None,
+    html: HtmlPath = None,
 ) -> None:
     """Train a fused ResNet, or with --stock its unfused twin, and test it after each epoch.
 
     Ctrl-C keeps the results so far.
     """
-    check_writable(json, plot)
+    check_writable(json, plot, html)
     with shown(BAD_INPUT, ValueError, ImportError):
-        if plot:
-            import matplotlib  # noqa: F401  missing: better known now than after the run
+        check_pictures(plot, html)
         settings = TrainSettings(
             data=data,
             model=model,
@@ -66,6 +66,10 @@ def train(
         from ..train.plot import curves
 
         write_plot(plot, lambda: curves(result))
+    if html:
+        from ..train.page import training_page
+
+        write_text(html, training_page(result))
     if result.interrupted:
         end_interrupted(json)
 

@@ -10,9 +10,8 @@ from torch import nn
 from ..nn.blocks import FusedBasicBlock, FusedBNAddAct2d, FusedBottleneck, FusedConvBNAct2d
 from ..nn.chain import FusedCifarResNet, FusedLayerGetter, FusedResNet, FusedSequential
 from ..nn.fused_module import FusedModule
-from ..nn.recognise import is_norm
 
-__all__ = ["RECIPES", "Recipe", "find_recipe", "holds_convolution_and_norm"]
+__all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,3 @@ RECIPES = (
 def find_recipe(module: nn.Module) -> Recipe | None:
     """The recipe that knows the forward of ``module``, or None."""
     return next((recipe for recipe in RECIPES if recipe.recognises(module)), None)
-
-
-def holds_convolution_and_norm(module: nn.Module) -> bool:
-    """Whether ``module`` has a convolution and a norm among its own children: a place where one would expect fusion."""
-    children = list(module.children())
-    return any(isinstance(child, nn.Conv2d) for child in children) and any(map(is_norm, children))

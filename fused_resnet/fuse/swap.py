@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
-from ..nn.fused_module import FusedModule, fused_class
-from ..nn.recognise import global_hook_reason
-from .recipes import find_recipe, holds_convolution_and_norm
+from ..nn.fused_module import FusedByPlan, FusedModule, fused_class
+from ..nn.plan import Plan
+from ..nn.recognise import drop_probability, global_hook_reason
+from .blocks import Blocks
+from .planner import plan_of
+from .recipes import find_recipe
 from .report import FuseEntry, FuseReport
+from .trace import TraceError, traces
 
 __all__ = ["fuse", "unfuse"]
 
 
-def fuse(model: nn.Module, *, exclude: Iterable[str] = ()) -> FuseReport:
+def fuse(
+    model: nn.Module,
+    *,
+    exclude: Iterable[str] = (),
+    extra: Mapping[type[nn.Module], type[FusedModule]] | None = None,
+) -> FuseReport:
     """Fuses what it knows in ``model``, in place, and reports on every module with a convolution and a norm.
 
     Residual blocks with their projection shortcuts, the stem of a ResNet with its max pool, backbones of torchvision's
     segmentation and detection models, and runs of convolution, batch norm and activation in any ``nn.Sequential``.
+    The forward of any other module that holds a convolution and a norm is traced with torch.fx, and what the graph
+    proves to be such a run, or the end of a residual block, is fused: timm's models, and a user's own.
     Parameters, buffers, names, hooks and state_dict keys stay, and so do results, up to rounding. Fusing again changes
     nothing and reports what is fused. A wrapped or compiled model (DistributedDataParallel, ``torch.compile``) is fused
     inside; compiled code compiles anew at its next call.
@@ -28,16 +40,23 @@ def fuse(model: nn.Module, *, exclude: Iterable[str] = ()) -> FuseReport:
         model: any module; the model itself may be what is fused.
         exclude: paths as in ``model.named_modules()``; each leaves out that module and all it contains, and with it a
             block that would have fused that module. What an earlier call has fused stays as it is.
+        extra: a mixin for a block class of your own, whose forward it replaces: a subclass of
+            ``fused_resnet.nn.FusedModule``, such as one of ``fused_resnet.nn.FusedConvs``. It serves every subclass of
+            the block class that has the same forward.
 
     Returns:
         A FuseReport with the lists ``fused``, ``partial`` and ``skipped`` of ``(name, class_name, reason)``.
 
     Raises:
         ValueError: for a path in ``exclude`` that the model does not have, with the nearest ones.
+        TypeError: for a mixin in ``extra`` that is no FusedModule.
     """
-    report = FuseReport()
-    _visit("", model, _excluded(model, exclude), set(), report)
-    return report
+    for block, mixin in (extra or {}).items():
+        if not (isinstance(mixin, type) and issubclass(mixin, FusedModule)):
+            raise TypeError(f"extra: expected a subclass of FusedModule for {block.__name__}, got {mixin!r}")
+    swap = _Swap(_excluded(model, exclude), extra or {})
+    swap.visit("", model)
+    return swap.report
 
 
 def unfuse(model: nn.Module) -> None:
@@ -57,40 +76,98 @@ def unfuse(model: nn.Module) -> None:
         _set_class(module, module.stock_class)
 
 
-def _visit(name: str, module: nn.Module, excluded: set[nn.Module], seen: set[nn.Module], report: FuseReport) -> None:
-    if module in seen:
-        return
-    seen.add(module)
-    if module in excluded:
-        report.skipped.append(FuseEntry(name, type(module).__name__, "excluded"))
-        return
-    _fuse_one(name, module, excluded, report)
-    if isinstance(module, FusedModule):
-        seen.update(module.absorbed())
-    for child_name, child in module.named_children():
-        _visit(f"{name}.{child_name}" if name else child_name, child, excluded, seen, report)
+class _Swap:
+    """One call of :func:`fuse`."""
 
+    def __init__(self, excluded: set[nn.Module], extra: Mapping[type[nn.Module], type[FusedModule]]) -> None:
+        self.excluded, self.extra = excluded, extra
+        self.blocks = Blocks(excluded)
+        self.seen: set[nn.Module] = set()
+        self.plans: dict[Any, tuple[Plan, ...]] = {}
+        self.report = FuseReport()
 
-def _fuse_one(name: str, module: nn.Module, excluded: set[nn.Module], report: FuseReport) -> None:
-    """Changes the class of ``module`` if it can be fused, and enters it into ``report`` if that was to be expected."""
-    stock, recipe = type(module), find_recipe(module)
-    expected = holds_convolution_and_norm(module)
-    class_name = getattr(stock, "stock_class", stock).__name__
-    if recipe is not None:
-        expected |= not isinstance(module, nn.Sequential)
-        _set_class(module, fused_class(recipe.mixin, stock))
-    reason: str | None = "its forward is none that fuse knows"
-    if isinstance(module, FusedModule):
-        reason = _objection(module, excluded)
-        if reason is None:
-            part = module.unfused_part()
-            entries, text = (report.fused, module.fused_parts()) if part is None else (report.partial, part)
-            entries.append(FuseEntry(name, class_name, text))
+    def visit(self, name: str, module: nn.Module) -> None:
+        """Fuses ``module`` and what is below it; top down, as a block takes its parts with it."""
+        if module in self.seen:
             return
-    if recipe is not None:
+        self.seen.add(module)
+        if module in self.excluded:
+            self.report.skipped.append(FuseEntry(name, type(module).__name__, "excluded"))
+            return
+        self._fuse(name, module)
+        if isinstance(module, FusedModule):
+            self.seen.update(module.absorbed())
+        for child_name, child in module.named_children():
+            self.visit(f"{name}.{child_name}" if name else child_name, child)
+
+    def _fuse(self, name: str, module: nn.Module) -> None:
+        """Changes the class of ``module`` if it can be fused, and reports on it if that was to be expected."""
+        stock = type(module)
+        class_name = getattr(stock, "stock_class", stock).__name__
+        fused, reason = self._fused_class(module)
+        if fused is not None:
+            _set_class(module, fused)
+            assert isinstance(module, FusedModule)
+            reason = _objection(module, self.excluded)
+            if reason is None:
+                part = module.unfused_part()
+                entries, text = (self.report.fused, module.fused_parts())
+                if part is not None:
+                    entries, text = self.report.partial, part
+                entries.append(FuseEntry(name, class_name, text))
+                return
+            _set_class(module, stock)
+        if reason is not None and (self.blocks.is_block(module) or not isinstance(module, nn.Sequential)):
+            self.report.skipped.append(FuseEntry(name, class_name, reason))
+
+    def _fused_class(self, module: nn.Module) -> tuple[type[nn.Module] | None, str | None]:
+        """The class that would fuse ``module``, or why there is none; neither where nobody would expect one."""
+        kind = type(module)
+        for block, mixin in self.extra.items():
+            if isinstance(module, block) and getattr(kind, "stock_class", kind).forward is block.forward:
+                return fused_class(mixin, kind), None
+        if isinstance(module, FusedModule) and not isinstance(module, FusedByPlan):
+            return kind, None
+        recipe = find_recipe(module)
+        if recipe is not None and not (isinstance(module, nn.Sequential) and self._has_parts(module)):
+            return fused_class(recipe.mixin, kind), None
+        if not self.blocks.is_block(module):
+            return None, None
+        stock = getattr(kind, "stock_class", kind)
+        try:
+            plans = self._plans(module, stock)
+        except TraceError as refusal:
+            return None, str(refusal)
+        return (fused_class(FusedByPlan, stock, plans), None) if plans else (None, "has nothing that fuses")
+
+    def _has_parts(self, module: nn.Module) -> bool:
+        return any(isinstance(layer, nn.Conv2d) for layer in self.blocks.layers(module)) and any(
+            map(self.blocks.is_part, module.children())
+        )
+
+    def _plans(self, module: nn.Module, stock: type[nn.Module]) -> tuple[Plan, ...]:
+        """Plans for each way to call ``module``, those that hold where nothing is dropped first.
+
+        A trace takes milliseconds, and most blocks of a model are alike: plans that hold for a block of the same layers
+        are taken again.
+        """
+        layers = tuple((name, type(m), drop_probability(m)) for name, m in module.named_modules() if name)
+        known = self.plans.get((stock, layers), ())
+        if known and not any(plan.objection(module) for plan in known):
+            return known
+        kind = type(module)
         _set_class(module, stock)
-    if expected and reason is not None:
-        report.skipped.append(FuseEntry(name, class_name, reason))
+        try:
+            found = [
+                plan_of(module, trace, drops_in_training)
+                for trace in traces(module, self.blocks.is_part)
+                for drops_in_training in (False, True)
+            ]
+        finally:
+            _set_class(module, kind)
+        plans = tuple({repr(plan): plan for plan in found if plan is not None}.values())
+        self.plans[stock, layers] = plans
+        return plans
 
 
 def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:

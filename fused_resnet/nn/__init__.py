@@ -4,7 +4,7 @@
 """
 
 from . import reference
-from .blocks import BasicBlock, BNAddAct2d, Bottleneck, ConvBNAct2d
+from .blocks import BasicBlock, BNAddAct2d, Bottleneck, ConvBNAct2d, FusedConvs
 from .chain import CifarResNet, ResNet, chain
 from .deferred import Deferred, add_act, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
 from .fused_module import FusedModule
@@ -16,6 +16,7 @@ __all__ = [
     "CifarResNet",
     "ConvBNAct2d",
     "Deferred",
+    "FusedConvs",
     "FusedModule",
     "ResNet",
     "add_act",

@@ -24,6 +24,7 @@ class StatisticsUpdate(NamedTuple):
     mean: Tensor  # [C]
     var: Tensor  # [C], biased
     size: torch.Size  # of the batch, [N, C, H, W]
+    values: Tensor | None  # [], values per channel where the batch is spread over processes
 
     def commit(self) -> None:
         """Counts the batch and moves the running statistics, where ``bn`` trains and tracks them."""
@@ -35,12 +36,15 @@ class StatisticsUpdate(NamedTuple):
             bn.num_batches_tracked.add_(1)
             if bn.momentum is None:  # a cumulative average, as tensor arithmetic: float() would break a compiled graph
                 momentum = bn.num_batches_tracked.to(self.mean.dtype).reciprocal()
-        update_running_statistics(bn.running_mean, bn.running_var, self.mean, self.var, self.size, momentum)
+        running = (bn.running_mean, bn.running_var)
+        update_running_statistics(*running, self.mean, self.var, self.size, momentum, self.values)
 
 
 def uses_batch_statistics(bn: nn.BatchNorm2d) -> bool:
     """Whether ``bn`` normalises a batch by its own statistics, rather than by the running ones."""
-    return isinstance(bn, nn.BatchNorm2d) and (bn.training or (bn.running_mean is None and bn.running_var is None))
+    return isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) and (
+        bn.training or (bn.running_mean is None and bn.running_var is None)
+    )
 
 
 def running_batch_norm(bn: nn.BatchNorm2d) -> BatchNorm:

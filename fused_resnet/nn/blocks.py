@@ -27,6 +27,7 @@ __all__ = [
     "FusedBasicBlock",
     "FusedBottleneck",
     "FusedConvBNAct2d",
+    "FusedConvs",
 ]
 
 

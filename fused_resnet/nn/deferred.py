@@ -24,8 +24,19 @@ from ..functional import batch_statistics, check_batch, needs_gradient
 from ..ops import checks
 from .batch_norm import StatisticsUpdate, running_batch_norm, uses_batch_statistics
 from .recognise import IDENTITY, activation_of
+from .synchronise import process_group, synchronised_statistics
 
-__all__ = ["Deferred", "add_act", "conv_bn_act", "conv_bn_add_act", "defer", "materialise", "max_pool", "norm"]
+__all__ = [
+    "Deferred",
+    "add_act",
+    "conv",
+    "conv_bn_act",
+    "conv_bn_add_act",
+    "defer",
+    "materialise",
+    "max_pool",
+    "norm",
+]
 
 
 class Deferred(NamedTuple):
@@ -41,7 +52,7 @@ def conv_bn_act(
     x: Tensor | Deferred,  # [N, C, H, W]
     conv: nn.Conv2d,
     bn: nn.BatchNorm2d,
-    activation: nn.Module | None = None,
+    activation: nn.Module | Activation | None = None,
 ) -> Tensor | Deferred:
     """``act(bn(conv(x)))`` [N, K, OH, OW]: deferred where a gradient or batch statistics need the raw output."""
     if not isinstance(x, Deferred) and _is_inference(x, conv, bn):
@@ -54,7 +65,7 @@ def conv_bn_add_act(
     conv: nn.Conv2d,
     bn: nn.BatchNorm2d,
     residual: Tensor | Deferred,  # [N, K, OH, OW]
-    activation: nn.Module | None = None,
+    activation: nn.Module | Activation | None = None,
 ) -> Tensor:
     """``act(bn(conv(x)) + residual)`` [N, K, OH, OW]: the end of a block."""
     if not isinstance(x, Deferred) and not isinstance(residual, Deferred) and _is_inference(x, conv, bn, residual):
@@ -66,7 +77,7 @@ def defer(
     x: Tensor | Deferred,  # [N, C, H, W]
     conv: nn.Conv2d,
     bn: nn.BatchNorm2d,
-    activation: nn.Module | None = None,
+    activation: nn.Module | Activation | None = None,
 ) -> Deferred:
     """``act(bn(conv(x)))`` [N, K, OH, OW], deferred. Raises ValueError as stock does for one value per channel."""
     raw, norm, act, updates = x if isinstance(x, Deferred) else (x, None, IDENTITY, ())
@@ -83,17 +94,41 @@ def defer(
     return _normed(y, bn, mean, var, activation_of(activation), updates)
 
 
-def norm(x: Tensor, bn: nn.BatchNorm2d) -> Deferred:
-    """``bn(x)`` [N, C, H, W], deferred; the batch's statistics take a pass over ``x``. Raises as :func:`defer`."""
+def norm(
+    x: Tensor,  # [N, C, H, W]
+    bn: nn.BatchNorm2d,
+    activation: nn.Module | Activation | None = None,
+) -> Deferred:
+    """``act(bn(x))`` [N, C, H, W], deferred; the batch's statistics take a pass over ``x``. Raises as :func:`defer`."""
     checks.check_image(x)
     mean, var = batch_statistics(x) if uses_batch_statistics(bn) else (x, x)
-    return _normed(x, bn, mean, var, IDENTITY, ())
+    return _normed(x, bn, mean, var, activation_of(activation), ())
+
+
+def conv(x: Tensor | Deferred, conv: nn.Conv2d) -> Tensor:
+    """``conv(x)`` [N, K, OH, OW], for a convolution that no batch norm follows."""
+    if not isinstance(x, Deferred):
+        y: Tensor = conv(x)
+        return y
+    raw, bn, act, updates = x
+    _commit(*updates)
+    y, _, _ = ops.bn_act_conv(
+        raw,
+        bn,
+        act.name,
+        conv.weight,
+        *_geometry(conv),
+        bias=conv.bias,
+        statistics=False,
+        negative_slope=act.negative_slope,
+    )
+    return y
 
 
 def add_act(
     x: Tensor | Deferred,  # [N, C, H, W]
     residual: Tensor | Deferred | None = None,  # [N, C, H, W]
-    activation: nn.Module | None = None,
+    activation: nn.Module | Activation | None = None,
 ) -> Tensor:
     """``act(x + residual)`` [N, C, H, W] in the type of ``x``."""
     x, bn, updates = _addend(x)
@@ -132,8 +167,12 @@ def _normed(
 ) -> Deferred:
     if not uses_batch_statistics(bn):
         return Deferred(y, running_batch_norm(bn), activation, updates)
-    check_batch(y.shape, bn.eps)
-    update = StatisticsUpdate(bn, mean, var, y.shape)
+    count = None
+    if (group := process_group(bn)) is None:
+        check_batch(y.shape, bn.eps)
+    else:
+        mean, var, count = synchronised_statistics(mean, var, y.shape[0] * y.shape[2] * y.shape[3], group)
+    update = StatisticsUpdate(bn, mean, var, y.shape, count)
     return Deferred(y, BatchNorm(mean, var, bn.weight, bn.bias, bn.eps), activation, (*updates, update))
 
 
@@ -153,7 +192,7 @@ def _is_inference(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, residual: Tens
 
 
 def _convolve_to_the_end(
-    x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, residual: Tensor | None, activation: nn.Module | None
+    x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, residual: Tensor | None, activation: nn.Module | Activation | None
 ) -> Tensor:
     act = activation_of(activation)
     return ops.conv_bn_add_act(

@@ -48,13 +48,20 @@ def error_of(capsys, *arguments):
         ("fuse resnet19", "unknown model 'resnet19'; nearest: resnet"),
         ("fuse", "Missing argument"),
         ("fuse resnet18 --exclude layer5", "exclude: expected a module's path, got 'layer5'"),
+        ("profile resnet19", "unknown model 'resnet19'; nearest: resnet"),
+        ("profile resnet18 --batch 0", "batch: expected at least 1, got 0"),
+        ("profile resnet18 --steps 0", "steps: expected at least 1, got 0"),
+        ("profile alexnet --batch 1 --image-size 64", "expected a model with something to fuse, got alexnet"),
+        ("compare a.json missing.json", "cannot read a.json: No such file or directory"),
         ("train --data cifar", "unknown data 'cifar'; known: digits"),
         ("train --model resnet21", "unknown model 'resnet21'; nearest: resnet"),
         ("train --epochs 0", "epochs: expected at least 1, got 0"),
         ("train --lr nan", "lr: expected a positive number, got nan"),
         ("tarin", "No such command 'tarin'"),
     ],
-    ids=lambda text: text.replace(" ", "_") if text.split()[0] in ("bench", "fuse", "train", "tarin") else "",
+    ids=lambda text: (
+        text.replace(" ", "_") if text.split()[0] in ("bench", "compare", "fuse", "profile", "train", "tarin") else ""
+    ),
 )
 def test_one_line(capsys, arguments, message):
     assert message in error_of(capsys, *arguments.split())
@@ -70,11 +77,13 @@ def test_a_path_that_cannot_be_written(capsys, tmp_path, command):
     assert "Not a directory" in error_of(capsys, *command.split(), "--json", inside_a_file)
 
 
-@pytest.mark.parametrize("option", ["--plot", "--html"])
-def test_pictures_need_a_writable_path_and_matplotlib(capsys, monkeypatch, tmp_path, option):
-    assert "got the directory" in error_of(capsys, "bench", option, str(tmp_path))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "matplotlib" in error_of(capsys, "bench", option, str(tmp_path / "picture"))
+@pytest.mark.parametrize(("option", "package"), [("--plot", "matplotlib"), ("--html", "plotly")])
+@pytest.mark.parametrize("command", ["bench", "profile resnet18", "train"])
+def test_pictures_need_a_writable_path_and_their_package(capsys, monkeypatch, tmp_path, command, option, package):
+    assert "got the directory" in error_of(capsys, *command.split(), option, str(tmp_path))
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert package in error_of(capsys, *command.split(), option, str(tmp_path / "picture"))
     assert [*tmp_path.iterdir()] == []
 
 

@@ -21,7 +21,7 @@ TINY_BENCH = (
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize("command", ["", "bench", "fuse", "info", "train"])
+@pytest.mark.parametrize("command", ["", "bench", "compare", "fuse", "info", "profile", "train"])
 def test_help(capsys, command):
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_bench_keeps_the_complete_rounds_when_interrupted(capsys, monkeypatch, t
     assert [row["variant"] for row in result["rows"]] == ["fused", "eager"]
     assert paths["plot"].read_bytes().startswith(PNG)
     page = paths["html"].read_text()
-    assert "data:image/png;base64," in page and "http" not in page and "interrupted" in page
+    assert "interrupted before its end" in page and 'class="figure"' in page
     printed, errors = capsys.readouterr()
     assert errors.startswith("fused-resnet: error: interrupted; the results so far are above")
     assert "fused_resnet:resnet20, batch 4, tuned allocator" in printed
@@ -143,14 +143,15 @@ def test_bench_without_arguments_measures_the_two_models_of_the_readme(monkeypat
 
 def test_train_writes_its_losses_and_curves(capsys, tmp_path):
     before = torch.get_num_threads()
-    json_path, plot_path = tmp_path / "train.json", tmp_path / "train.png"
-    arguments = f"train --epochs 1 --batch 718 --threads 1 --json {json_path} --plot {plot_path}"
+    json_path, plot_path, page = (tmp_path / f"train.{kind}" for kind in ("json", "png", "html"))
+    arguments = f"train --epochs 1 --batch 718 --threads 1 --json {json_path} --plot {plot_path} --html {page}"
     assert main(arguments.split()) == 0
     torch.set_num_threads(before)
     result = json.loads(json_path.read_text())
     assert len(result["losses"]) == 3 and len(result["epochs"]) == 1
     assert f"{result['epochs'][0]['test_accuracy']:.2%}" in capsys.readouterr().out
     assert plot_path.read_bytes().startswith(PNG)
+    assert page.read_text().count('class="figure"') == 2
 
 
 def test_train_keeps_its_losses_when_interrupted(tmp_path):
@@ -183,3 +184,32 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         output.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1} and [*tmp_path.iterdir()] == [path]
+
+
+def test_profile_writes_everything(capsys, tmp_path):
+    before = torch.get_num_threads()
+    paths = {name: tmp_path / name for name in ("json", "trace", "plot", "html")}
+    options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    command = "profile fused_resnet:resnet20 --batch 2 --image-size 32 --steps 1 --threads 1"
+    assert main([*command.split(), *options]) == 0
+    torch.set_num_threads(before)
+    printed = capsys.readouterr().out
+    assert "sum: the step" in printed and "layer3.2" in printed and "longer than a bare one" in printed
+    result = json.loads(paths["json"].read_text())
+    assert set(result["steps"]) == {"stock", "fused"} and result["environment"]["torch"] == torch.__version__
+    assert json.loads(paths["trace"].read_text())["traceEvents"]
+    assert paths["plot"].read_bytes().startswith(PNG)
+    assert paths["html"].read_text().count('class="figure"') == 4
+    assert {*tmp_path.iterdir()} == {*paths.values()}
+
+
+def test_profile_keeps_its_steps_when_interrupted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("fused_resnet.cli.profile.progress_bar", interrupted_progress("torch.profiler"))
+    path = tmp_path / "profile.json"
+    command = f"profile fused_resnet:resnet20 --batch 2 --image-size 32 --steps 1 --threads 1 --json {path}"
+    before = torch.get_num_threads()
+    assert main(command.split()) == 130
+    torch.set_num_threads(before)
+    assert "the results so far are above" in capsys.readouterr().err
+    result = json.loads(path.read_text())
+    assert result["interrupted"] and result["steps"]["fused"]["step"] > 0 and result["ops"] == []

@@ -1,0 +1,249 @@
+"""The forward of a module as a graph, by torch.fx, and what the graph relies on.
+
+A trace sees calls of layers and functions; branches that Python has taken are no part of it. So whatever a branch may
+have looked at is found in the code of the forward, and in that of the methods and functions it calls: attributes of the
+module, which a plan then compares at each call, and what could not be compared, which is an objection.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import inspect
+import operator
+import random
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ..nn.plan import Path, Reads, simple
+from ..nn.recognise import is_list
+
+__all__ = ["IN_PLACE", "Trace", "TraceError", "traces"]
+
+# Questions to PyTorch whose answers a trace would freeze.
+_STATE_OF_TORCH = {"is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "get_default_dtype"}
+_KNOWN_PACKAGES = ("torch.", "torch", "math", "itertools", "functools", "builtins", "typing", "numpy")
+GIVEN = object()  # stands for an argument that a call gives
+MAX_OPTIONAL = 2  # arguments with a default of None; each doubles the number of traces
+
+Arguments = dict[str, Any]  # of a forward, in order
+
+
+class TraceError(Exception):
+    """Why a forward cannot be traced, or why its trace would not prove enough."""
+
+
+class Trace(NamedTuple):
+    """A graph, which arguments it is for, and what it has read."""
+
+    graph: fx.Graph
+    given: tuple[bool, ...]
+    reads: tuple[Reads, ...]
+    constants: tuple[tuple[str, str, Any], ...]  # module, name and value of the globals read
+    inlined: tuple[Path, ...]  # modules whose forward is part of the graph
+
+
+class Code(NamedTuple):
+    """What functions read: names of attributes, global constants by the module they stand in, and objections."""
+
+    attributes: frozenset[str]
+    constants: frozenset[tuple[str, str]]
+    objections: tuple[str, ...]
+
+
+def traces(root: nn.Module, inlines: Callable[[nn.Module], bool]) -> list[Trace]:
+    """A trace of the forward of ``root`` for each way to call it. Raises TraceError.
+
+    ``inlines`` says which of the modules below it are traced too; the others are layers.
+    """
+    inlined = _inlined(root, inlines)
+    code = _join(_code_of(_stock_class(module)) for _, module in inlined)
+    if code.objections:
+        raise TraceError(code.objections[0])
+    found = []
+    constants = tuple((*place, vars(sys.modules[place[0]])[place[1]]) for place in sorted(code.constants))
+    modes = (False, True) if "training" in code.attributes else (root.training,)
+    for mode in modes:
+        with _training(root, inlined, mode):
+            reads = tuple(_reads(path, module, code.attributes) for path, module in inlined)
+            for arguments in _calls(root):
+                graph = _graph(root, inlines, arguments)
+                if tuple(_reads(path, module, code.attributes) for path, module in inlined) != reads:
+                    raise TraceError("its forward changes attributes")
+                given = tuple(value is GIVEN for value in arguments.values())
+                found.append(Trace(graph, given, reads, constants, tuple(path for path, _ in inlined)))
+    return found
+
+
+IN_PLACE = {
+    f"__{name}__": getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+}
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records ``x += y`` as it stands; torch.fx's own takes it for ``x = x + y``."""
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+for _name, _function in IN_PLACE.items():
+    setattr(_Proxy, _name, _recorded(_function))
+
+
+class _Tracer(fx.Tracer):
+    """Traces a call that leaves the arguments in ``defaults`` out; the others become proxies."""
+
+    def __init__(self, inlines: Callable[[nn.Module], bool], defaults: Arguments) -> None:
+        super().__init__()
+        self.inlines = inlines
+        self.defaults = defaults
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.inlines(m)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.defaults}
+        return root_fn, [self.root, *(proxies[n] if v is GIVEN else v for n, v in self.defaults.items())]
+
+
+def _graph(root: nn.Module, inlines: Callable[[nn.Module], bool], defaults: Arguments) -> fx.Graph:
+    before = _random_states()
+    try:
+        graph = _Tracer(inlines, defaults).trace(root)
+    except Exception as error:  # whatever a forward does to a proxy that it takes for a tensor
+        text = str(error).partition("\n")[0] or type(error).__name__
+        raise TraceError(f"its forward cannot be traced: {text}") from error
+    finally:
+        for name in [name for name in vars(root) if name.startswith("_tensor_constant")]:
+            delattr(root, name)
+    if _random_states() != before:
+        raise TraceError("its forward draws random numbers itself")
+    if any(node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for node in graph.nodes):
+        raise TraceError("its forward makes tensors itself")
+    return graph
+
+
+def _calls(root: nn.Module) -> Iterator[Arguments]:
+    """For each way to call the forward, its arguments: GIVEN, or the default of one that is not."""
+    parameters = list(inspect.signature(type(root).forward).parameters.values())[1:]
+    if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY) for p in parameters):
+        raise TraceError("its forward takes a variable number of arguments, or some by name alone")
+    optional = [p.name for p in parameters if p.default is None]
+    if not parameters or len(optional) > MAX_OPTIONAL:
+        raise TraceError(f"its forward takes {len(parameters)} arguments, {len(optional)} of them optional")
+    for chosen in range(2 ** len(optional)):
+        given = {name for i, name in enumerate(optional) if chosen >> i & 1}
+        given |= {p.name for p in parameters if p.default is p.empty}
+        yield {p.name: GIVEN if p.name in given else p.default for p in parameters}
+
+
+def _inlined(root: nn.Module, inlines: Callable[[nn.Module], bool]) -> list[tuple[Path, nn.Module]]:
+    """``root`` and the modules below it that ``inlines`` chooses, lists of modules among them."""
+    found: list[tuple[Path, nn.Module]] = [((), root)]
+    for path, module in found:
+        for name, child in module._modules.items():
+            if child is not None and (inlines(child) or is_list(child)):
+                found.append(((*path, name), child))
+    return found
+
+
+def _reads(path: Path, module: nn.Module, names: Iterable[str]) -> Reads:
+    values = vars(module)
+    attributes = []
+    for name in sorted(names):
+        if name not in values:
+            continue
+        if isinstance(values[name], torch.Tensor) or not (simple(values[name]) or callable(values[name])):
+            raise TraceError(f"its forward reads {name}, a {type(values[name]).__name__}")
+        attributes.append((name, copy.deepcopy(values[name]) if simple(values[name]) else values[name]))
+    children = tuple((name, child is not None) for name, child in module._modules.items())
+    return Reads(path, children, tuple(attributes))
+
+
+def _join(codes: Iterable[Code]) -> Code:
+    codes = list(codes)
+    attributes = frozenset().union(*(code.attributes for code in codes))
+    constants = frozenset().union(*(code.constants for code in codes))
+    return Code(attributes, constants, tuple(text for code in codes for text in code.objections))
+
+
+@cache
+def _code_of(stock: Any) -> Code:
+    """What the forward of a class reads, with the methods and functions that it calls."""
+    attributes: set[str] = set()
+    constants: set[tuple[str, str]] = set()
+    objections: list[str] = []
+    seen: set[types.CodeType] = set()
+    waiting: list[Any] = [stock.forward]
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        if function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        for instruction in _instructions(function.__code__):
+            name = instruction.argval
+            if instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
+                value = function.__globals__[name]
+                if isinstance(value, types.FunctionType) and not _is_known(value):
+                    waiting.append(value)
+                elif isinstance(value, bool | int | float | str | None):
+                    constants.add((function.__module__, name))
+                elif not (callable(value) or isinstance(value, types.ModuleType)):
+                    objections.append(f"its forward reads the global {name}")
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                attributes.add(name)
+                member = inspect.getattr_static(stock, name, None)
+                member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+                if name in _STATE_OF_TORCH:
+                    objections.append(f"its forward asks PyTorch {name}")
+                elif isinstance(member, types.FunctionType) and not _is_known(member):
+                    waiting.append(member)
+    return Code(frozenset(attributes), frozenset(constants), tuple(objections))
+
+
+def _stock_class(module: nn.Module) -> Any:
+    return getattr(type(module), "stock_class", type(module))
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+
+
+def _is_known(function: types.FunctionType) -> bool:
+    module = function.__module__ or ""
+    return module.startswith("torch.") or module.partition(".")[0] in _KNOWN_PACKAGES
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpy_state: Any = np.random.get_state()
+    return random.getstate(), numpy_state[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def _training(root: nn.Module, inlined: list[tuple[Path, nn.Module]], mode: bool) -> Iterator[None]:
+    """With the flag ``training`` of the inlined modules, theirs alone, at ``mode``."""
+    before = [module.training for _, module in inlined]
+    try:
+        for _, module in inlined:
+            module.training = mode
+        yield
+    finally:
+        for (_, module), flag in zip(inlined, before, strict=True):
+            module.training = flag

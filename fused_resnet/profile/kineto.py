@@ -1,0 +1,78 @@
+"""A step under torch.profiler: operators, memory over time, and a trace that Chrome and Perfetto open."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["merged_trace", "profiled_step"]
+
+# What an operator does, by the first of these that its name contains.
+KINDS = (
+    ("bn_act_conv_backward", "convolution and norm, backward"),
+    ("bn_act_conv", "convolution and norm"),
+    ("conv_bn_add_act", "convolution and norm"),
+    ("bn_add_act_backward", "norm, add, activation, backward"),
+    ("bn_add_act", "norm, add, activation"),
+    ("max_pool", "pooling"),
+    ("avg_pool", "pooling"),
+    ("convolution_backward", "convolution, backward"),
+    ("conv", "convolution"),
+    ("batch_norm_backward", "norm, backward"),
+    ("batch_norm", "norm"),
+    ("threshold_backward", "activation, backward"),
+    ("relu", "activation"),
+    ("silu", "activation"),
+    ("Optimizer", "optimizer"),
+    ("_foreach", "optimizer"),
+    ("mm", "matrix product"),
+    ("add", "add"),
+)
+
+
+def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the operators of one step, by their own time, and its trace as Chrome's JSON."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, profile_memory=True, record_shapes=True) as profiler:
+        step()
+    on_device = device.type == "cuda"
+    rows = []
+    for event in profiler.key_averages():
+        own_us = event.self_device_time_total if on_device else event.self_cpu_time_total
+        if own_us > 0:
+            kind = next((kind for part, kind in KINDS if part in event.key), "other")
+            rows.append({"op": event.key, "kind": kind, "calls": event.count, "self_ms": own_us / 1e3})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_text())
+    return sorted(rows, key=lambda row: -row["self_ms"]), trace
+
+
+def memory_curve(trace: dict[str, Any], device: torch.device) -> list[list[float]]:
+    """Bytes allocated on ``device`` since the trace began, as ``[ms, bytes]`` at each change."""
+    kind = 1 if device.type == "cuda" else 0  # c10::DeviceType
+    events = [e for e in trace["traceEvents"] if e.get("name") == "[memory]" and e["args"]["Device Type"] == kind]
+    events.sort(key=lambda event: event["ts"])
+    curve, total = [], 0
+    for event in events:
+        total += event["args"]["Bytes"]
+        curve.append([(event["ts"] - events[0]["ts"]) / 1e3, float(total)])
+    return curve
+
+
+def merged_trace(traces: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The traces of all variants in one, side by side from time 0, each as a process with the variant's name."""
+    merged: list[dict[str, Any]] = []
+    for number, (variant, trace) in enumerate(traces.items(), start=1):
+        events = [e for e in trace["traceEvents"] if "ts" in e and e.get("ph") != "M"]
+        start = min((event["ts"] for event in events), default=0.0)
+        merged.append({"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": variant}})
+        merged += [{**event, "pid": number, "ts": event["ts"] - start} for event in events]
+    return {"traceEvents": merged, "displayTimeUnit": "ms"}

@@ -1,0 +1,71 @@
+"use strict";
+
+// Colours come from the style sheet, so that a figure follows the page into dark mode.
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function themed(layout) {
+  const axis = { gridcolor: color("line"), zerolinecolor: color("line"), automargin: true };
+  const axes = Object.fromEntries(
+    Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((key) => /^[xy]axis/.test(key))
+      .map((key) => [key, { ...axis, ...layout[key] }]));
+  return {
+    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", y: 1.12 }, ...layout, ...axes,
+    font: { color: color("text"), family: "system-ui, sans-serif" },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+  };
+}
+
+function drawn(trace) {
+  const marker = trace.marker || {};
+  const themedColor = (c) => (typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c);
+  const line = trace.line ? { ...trace.line, color: themedColor(trace.line.color) } : undefined;
+  return { ...trace, marker: { ...marker, color: themedColor(marker.color) }, ...(line ? { line } : {}) };
+}
+
+function drawAll() {
+  for (const place of document.querySelectorAll(".figure")) {
+    const figure = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
+    Plotly.react(place, figure.data.map(drawn), themed(figure.layout), { responsive: true, displaylogo: false });
+  }
+}
+
+function sortBy(header) {
+  const table = header.closest("table");
+  const column = [...header.parentNode.children].indexOf(header);
+  const descending = header.getAttribute("aria-sort") !== "descending";
+  for (const other of header.parentNode.children) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const value = (row) => {
+    const text = row.children[column].dataset.value ?? row.children[column].textContent;
+    return text !== "" && !Number.isNaN(Number(text)) ? Number(text) : text;
+  };
+  const compare = (a, b) =>
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+  const body = table.tBodies[0];
+  body.append(...[...body.rows].sort((a, b) => (descending ? -1 : 1) * compare(value(a), value(b))));
+}
+
+function filterRows(input) {
+  const words = input.value.toLowerCase().split(/\s+/);
+  for (const row of document.getElementById(input.dataset.table).tBodies[0].rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+  }
+}
+
+drawAll();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => sortBy(button.parentNode));
+}
+for (const input of document.querySelectorAll('input[type="search"]')) {
+  input.addEventListener("input", () => filterRows(input));
+}
+for (const button of document.querySelectorAll(".command button")) {
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.parentNode.querySelector("code").textContent);
+    button.textContent = "copied";
+  });
+}

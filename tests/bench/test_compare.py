@@ -1,0 +1,77 @@
+"""What changed between two results, and what is noise."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fused_resnet.bench.compare import Change, changed_environment, compare
+from fused_resnet.cli import main
+
+
+def bench(variant: str, p20: float, median: float, p80: float, **environment: Any) -> dict[str, Any]:
+    row = {"model": "resnet18", "mode": "train", "batch": 8, "image_size": 64, "dtype": "fp32", "device": "cpu"}
+    rate = {"p20": p20, "median": median, "p80": p80}
+    row |= {"threads": 2, "allocator": "tuned", "variant": variant, "img_per_s": rate}
+    return {"environment": {"torch": "2", "date": "today"} | environment, "rows": [row]}
+
+
+def profile(ms: float) -> dict[str, Any]:
+    block = {"block": "layer1.0", "fused": {"forward_ms": ms, "backward_ms": ms}}
+    return {"model": "resnet18", "steps": {"fused": {"step": 3 * ms}}, "blocks": [block], "environment": {}}
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [((9.0, 11.0, 12.0), "within noise"), ((11.5, 12.0, 13.0), "better"), ((7.0, 8.0, 8.5), "worse")],
+)
+def test_a_change_is_one_where_the_spreads_do_not_meet(after: tuple[float, float, float], verdict: str) -> None:
+    (change,) = compare(bench("fused", 9.0, 10.0, 11.0), bench("fused", *after))
+    assert change.verdict == verdict and change.ratio == after[1] / 10.0
+    assert change.name == "resnet18, train, batch 8, 64 px, fp32, cpu, 2 threads, tuned allocator, fused"
+
+
+def test_less_time_is_better() -> None:
+    changes = compare(profile(10.0), profile(9.0))
+    assert [(c.name, c.verdict) for c in changes] == [
+        ("resnet18, fused: step", "better"),
+        ("resnet18, fused: layer1.0", "better"),
+    ]
+    assert {c.verdict for c in compare(profile(10.0), profile(10.4))} == {"within noise"}
+    assert {c.verdict for c in compare(profile(10.0), profile(12.0))} == {"worse"}
+
+
+def test_rows_that_one_result_lacks() -> None:
+    changes = compare(bench("eager", 1, 2, 3), bench("fused", 4, 5, 6))
+    assert [c.verdict for c in changes] == ["only before", "only after"]
+    assert changes[0] == Change(changes[0].name, "img/s", (1, 2, 3), None, True)
+
+
+def test_environment() -> None:
+    assert changed_environment(bench("a", 1, 1, 1), bench("a", 1, 1, 1, torch="3", date="later")) == {
+        "torch": ("2", "3")
+    }
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="expected the JSON of bench or profile, got one with losses"):
+        compare({"losses": []}, bench("fused", 1, 1, 1))
+    with pytest.raises(ValueError, match="expected two results of one kind, got profile and bench"):
+        compare(profile(1.0), bench("fused", 1, 1, 1))
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    paths = [tmp_path / name for name in ("a.json", "b.json", "out.json", "out.html")]
+    paths[0].write_text(json.dumps(bench("fused", 9.0, 10.0, 11.0)))
+    paths[1].write_text(json.dumps(bench("fused", 19.0, 20.0, 21.0, torch="3")))
+    assert main(["compare", str(paths[0]), str(paths[1]), "--json", str(paths[2]), "--html", str(paths[3])]) == 0
+    printed = capsys.readouterr().out
+    assert "better" in printed and "2.000" in printed and "torch: 2 before, 3 after" in printed
+    result = json.loads(paths[2].read_text())
+    assert result["changes"][0]["verdict"] == "better" and result["environment"] == {"torch": ["2", "3"]}
+    assert "After ÷ before" in paths[3].read_text()
+    paths[1].write_text("[1")
+    assert main(["compare", str(paths[0]), str(paths[1])]) == 2
+    assert "expected JSON" in capsys.readouterr().err
