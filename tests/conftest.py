@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 
+if find_spec("triton") is not None:
+    import triton_strict  # noqa: F401 (before anything imports triton)
+    from triton_strict.selection import TILES, is_worth_interpreting
+
 import pytest
 import torch
 from cuda_on_cpu import cuda_emulated
-
-if find_spec("triton") is not None:
-    import triton_strict  # noqa: F401 (before any kernel is defined)
-    from triton_strict.selection import TILES, is_worth_interpreting
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, backends, use_backend

@@ -99,10 +99,12 @@ def test_the_algorithm_is_the_backends_word_for_it(trial, monkeypatch):
     monkeypatch.setattr(
         cpu,
         "conv_algorithm",
-        lambda conv, weight_shape, out_size, dtype: f"{conv == LAYERS['3x3'].conv} {weight_shape} {out_size} {dtype}",
+        lambda conv, weight_shape, output_shape, dtype: (
+            f"{conv == LAYERS['3x3'].conv} {weight_shape} {output_shape} {dtype}"
+        ),
         raising=False,
     )
-    assert trial.algorithm() == "True (10, 17, 3, 3) (9, 7) torch.float32"
+    assert trial.algorithm() == "True (10, 17, 3, 3) (2, 10, 9, 7) torch.float32"
 
 
 def test_a_depthwise_layer_goes_where_our_ops_send_it(trial, monkeypatch):

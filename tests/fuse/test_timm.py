@@ -81,6 +81,7 @@ def test_drop_path_is_a_layer_in_training_and_nothing_in_evaluation() -> None:
 
 @pytest.mark.parametrize(("name", "training"), [("resnet26d", True), ("resnetv2_50", False)])
 def test_compiles_without_a_break(name: str, training: bool) -> None:
+    torch._dynamo.reset()  # every traced model shares one forward, and the limit of recompilations is the process's
     model = small_model(name).train(training)
     fused_resnet.fuse(model)
     eager = copy.deepcopy(model)
