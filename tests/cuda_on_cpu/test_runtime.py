@@ -75,7 +75,8 @@ def test_tensor_core_product(module: ModuleType, name: str) -> None:
 @pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
 def test_thread_sanitizer_knows_what_a_fence_orders(fence: bool) -> None:
     path = probes("tsan", *(() if fence else ("WITHOUT_FENCE",)))
-    code = f"from cuda_on_cpu import build; print(build.load({str(path)!r}).run('handover')[:4])"
+    code = f"""from pathlib import Path; from cuda_on_cpu import build
+print(build.load(Path({str(path)!r})).run('handover')[:4])"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=build.environment("tsan"),
