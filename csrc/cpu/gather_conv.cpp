@@ -217,7 +217,7 @@ class Worker {
     });
   }
 
-  // The longest sum is cut into pieces such that a panel's piece stays in L1 while the tiles go by.
+  // Long sums are cut into pieces, so that a panel's piece stays in L1 while the tiles go by.
   void multiply(const Phase& phase, int64_t group, const S* packed, const Range& panels) {
     const int64_t depth = depth_of(phase, b_.groups), pieces = (depth + kPieceDepth - 1) / kPieceDepth;
     const int64_t piece = round_up((depth + pieces - 1) / pieces, kChunk);

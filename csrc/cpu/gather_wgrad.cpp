@@ -10,10 +10,9 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// A block of pixels, as long as the smaller of its two matrices fits L2 next to other things, is multiplied in pieces:
-// kPiece pixels of a panel stay in L1, while kSlabBlocks blocks of rows of gradients go by, which stay in L2 for the
-// next panel. The longer a block, the less often the result comes from memory; the shorter a piece, the less its sums
-// round.
+// A block of pixels, whose two matrices take about kBlockBytes of L2, is multiplied in pieces: kPiece pixels of a panel
+// stay in L1 while kSlabBlocks blocks of rows of gradients go by, which stay in L2 for the next panel. The longer a
+// block, the less often the result comes from memory; the shorter a piece, the less its sums round.
 constexpr int64_t kBlockBytes = 320 * 1024;
 constexpr int64_t kPiece = 128;
 constexpr int64_t kSlabBlocks = 32;

@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}", BAD_INPUT) from error
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got what is none: {error}") from error
+        raise ValueError(f"{path}: expected JSON, got something else: {error}") from error
     if not isinstance(result, dict):
         raise ValueError(f"{path}: expected the JSON of bench or profile, got a {type(result).__name__}")
     return result
