@@ -39,6 +39,7 @@ KERNELS = (
     "gather_conv",
     "gather_plan",
     "gather_wgrad",
+    "strip_wgrad",
     "kernels",
     "multiply_add_peak",
     "winograd_conv",

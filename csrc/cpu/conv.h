@@ -143,6 +143,11 @@ template <class S>
 void gather_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
                   const FilterStrides& strides);
 
+// The same for more than one group.
+template <class S>
+void strip_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                 const FilterStrides& strides);
+
 // Winograd F(m x m, 3x3), m = 2 or 4.
 template <class S>
 int64_t packed_winograd_size(int m, const Filter<S>& filter);

@@ -196,7 +196,7 @@ class InferenceSink final : public TensorSink<T> {
         residual_(static_cast<const T*>(a.residual)),
         slope_(static_cast<S>(a.activation.negative_slope)) {}
 
-  void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
+  void finish(int, S* rows, int64_t pixel, int64_t count) override {
     this->visit(pixel, count, [&](const auto& group) {
       const auto bn = norm_.channels_from(group.channel());
       const Vector<S> bias = bias_.channels_from(group.channel()).bias;

@@ -14,8 +14,12 @@ void launch_conv_wgrad(const ConvWgradArgs& a) {
     using T = typename decltype(type)::type;
     auto* g_weight = static_cast<Accumulate<T>*>(a.g_weight);
     const auto wgrad = [&](const Source<Accumulate<T>>& u, const Source<Accumulate<T>>& g) {
-      m ? winograd_wgrad(m, shape, u, g, threads, g_weight, a.conv.strides)
-        : gather_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
+      if (m)
+        winograd_wgrad(m, shape, u, g, threads, g_weight, a.conv.strides);
+      else if (shape.groups > 1)
+        strip_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
+      else
+        gather_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
     };
     with_activated<T>(a.x, shape.channels, a.bn, a.activation, [&](const auto& u) {
       with_gradient<T>(a.gradient, shape.batch * shape.out_height * shape.out_width, shape.out_channels,

@@ -1,5 +1,5 @@
-// What the implicit GEMMs of gather_conv.cpp and gather_wgrad.cpp share: super-groups, the strip of input that a block
-// of outputs reads, and the copy of what each output sees into the rows of a matrix.
+// What the direct convolutions share: super-groups, the strip of input that a block of outputs reads, and the copy of
+// what each output sees into the rows of a matrix.
 #pragma once
 
 #include <algorithm>
@@ -30,15 +30,14 @@ struct Run {
   int64_t dy, dx, length;
 };
 
-// Taps beside each other read one stretch of the strip, where all channels take part.
-inline std::vector<Run> runs_of(const std::vector<Tap>& taps, const SuperGroups& groups) {
+// Taps beside each other read one stretch of the strip.
+inline std::vector<Run> runs_of(const std::vector<Tap>& taps, int64_t inputs) {
   std::vector<Run> runs;
   for (size_t i = 0; i < taps.size(); ++i) {
-    const bool joins = i > 0 && groups.count == 1 && taps[i].dy == taps[i - 1].dy && taps[i].dx == taps[i - 1].dx + 1;
-    if (joins)
-      runs.back().length += groups.inputs;
+    if (i > 0 && taps[i].dy == taps[i - 1].dy && taps[i].dx == taps[i - 1].dx + 1)
+      runs.back().length += inputs;
     else
-      runs.push_back({taps[i].dy, taps[i].dx, groups.inputs});
+      runs.push_back({taps[i].dy, taps[i].dx, inputs});
   }
   return runs;
 }
@@ -80,11 +79,12 @@ inline Range indices_in(int64_t begin, int64_t end, int64_t first, int64_t step)
   return {index(begin), index(end)};
 }
 
-// The input rows and columns, normed, activated and padded with zeros, that a segment reads: [rows, width, channels].
+// The input rows and columns, normed, activated and padded with zeros, that a segment reads: for each super-group, at a
+// distance that the caller chooses, [rows, width, channels].
 template <class S>
 class Strip {
  public:
-  Strip(const GatherPlan& plan, int64_t channels) : plan_(plan), channels_(channels) {
+  Strip(const GatherPlan& plan, const SuperGroups& groups) : plan_(plan), groups_(groups) {
     for (const Phase& phase : plan.phases) {
       const int64_t columns = indices_in(0, plan.out_width, phase.first_w, plan.out_step_w).end;
       for (const Tap& tap : phase.taps) {
@@ -96,49 +96,63 @@ class Strip {
     }
   }
 
-  // Elements for segments of this many rows altogether, in so many images.
+  // Elements of one super-group, for segments of this many rows altogether, in so many images. Products that read a
+  // strip where it lies read a little further, which does not count.
   int64_t size(int64_t rows, int64_t images) const {
-    return (rows * plan_.in_step_h + images * (plan_.in_step_h + bottom_ - top_)) * width() * channels_;
+    const int64_t pixels = (rows * plan_.in_step_h + images * (plan_.in_step_h + bottom_ - top_)) * width();
+    return (pixels + kTileRows * plan_.in_step_w) * groups_.inputs + kPanel<S>;
   }
+  // Of the rows that a segment reads.
+  int64_t size(const Segment& segment) const { return (last_row(segment) - first_row(segment)) * row_elements(); }
 
-  // Writes a segment's strip and returns where it ends.
-  S* fill(const Segment& segment, const Source<S>& source, S* data) const {
-    const int64_t last = (segment.end - 1) / plan_.out_step_h * plan_.in_step_h + bottom_;
+  // Writes a segment's strip.
+  void fill(const Segment& segment, const Source<S>& source, S* data, int64_t group_stride) const {
     const int64_t left = std::clamp<int64_t>(-left_, 0, width());  // columns of padding on this side
     const int64_t first_column = std::max<int64_t>(left_, 0);
     const int64_t inside = std::clamp<int64_t>(std::min(right_, plan_.in_width) - first_column, 0, width() - left);
-    for (int64_t y = first_row(segment); y < last; ++y, data += width() * channels_) {
-      const bool outside = y < 0 || y >= plan_.in_height || inside == 0;
-      std::fill_n(data, (outside ? width() : left) * channels_, S(0));
-      if (outside) continue;
+    S* to = data;
+    for (int64_t y = first_row(segment); y < last_row(segment); ++y, to += row_elements()) {
+      const bool is_outside = y < 0 || y >= plan_.in_height || inside == 0;
+      zero(to, is_outside ? width() : left, group_stride);
+      if (is_outside) continue;
       source.read((segment.image * plan_.in_height + y) * plan_.in_width + first_column, 1, inside,
-                  Rows<S>::plain(data + left * channels_, channels_));
-      std::fill_n(data + (left + inside) * channels_, (width() - left - inside) * channels_, S(0));
+                  {to + left * groups_.inputs, groups_.inputs, groups_.inputs, group_stride});
+      zero(to + (left + inside) * groups_.inputs, width() - left - inside, group_stride);
     }
-    return data;
   }
 
   // The memory that filling it will read.
   void announce(const Segment& segment, const Source<S>& source, Ahead& ahead) const {
     const int64_t first = std::max<int64_t>(first_row(segment), 0);
-    const int64_t last = std::min((segment.end - 1) / plan_.out_step_h * plan_.in_step_h + bottom_, plan_.in_height);
+    const int64_t last = std::min(last_row(segment), plan_.in_height);
     if (first < last)
       source.announce((segment.image * plan_.in_height + first) * plan_.in_width, (last - first) * plan_.in_width,
                       ahead);
   }
 
-  // What output (i, j) of a phase reads at (dy, dx).
-  const S* at(const Segment& segment, const S* data, int64_t i, int64_t j, int64_t dy, int64_t dx) const {
-    const int64_t y = i * plan_.in_step_h + dy - first_row(segment), x = j * plan_.in_step_w + dx - left_;
-    return data + (y * width() + x) * channels_;
+  // What output (i, j) of a phase reads at (dy, dx) = (0, 0), and how far from there it reads at others.
+  const S* at(const Segment& segment, const S* data, int64_t i, int64_t j) const {
+    return data + offset(i * plan_.in_step_h - first_row(segment), j * plan_.in_step_w - left_);
   }
+  int64_t offset(int64_t dy, int64_t dx) const { return (dy * width() + dx) * groups_.inputs; }
+  int64_t row_elements() const { return width() * groups_.inputs; }
 
  private:
   int64_t width() const { return right_ - left_; }
   int64_t first_row(const Segment& segment) const { return segment.begin / plan_.out_step_h * plan_.in_step_h + top_; }
+  int64_t last_row(const Segment& segment) const {
+    return (segment.end - 1) / plan_.out_step_h * plan_.in_step_h + bottom_;
+  }
+
+  // Pixels of every super-group.
+  void zero(S* data, int64_t pixels, int64_t group_stride) const {
+    if (pixels == 0) return;
+    for (int64_t group = 0; group < groups_.count; ++group)
+      std::fill_n(data + group * group_stride, pixels * groups_.inputs, S(0));
+  }
 
   const GatherPlan& plan_;
-  int64_t channels_;
+  SuperGroups groups_;
   int64_t top_ = INT64_MAX, bottom_ = INT64_MIN, left_ = INT64_MAX, right_ = INT64_MIN;
 };
 

@@ -1,5 +1,7 @@
-// Direct convolution as implicit GEMM: the rows of a matrix are what each output reads, gathered a block at a time into
-// tiles, and its right side is the filter, packed in panels.
+// Direct convolution as implicit GEMM: the rows of a matrix are what each output reads, and its right side is the
+// filter, packed in panels. The rows are gathered into tiles, a block of outputs at a time; where there are few panels
+// to multiply them by, as in grouped convolutions and in the stem, that would cost more than it helps, and they are
+// read in place.
 #include "gather.h"
 #include "parallel.h"
 #include "workspace.h"
@@ -13,6 +15,9 @@ namespace {
 constexpr int64_t kTileBytes = 192 * 1024;
 // Of L1, for a panel: terms of a sum.
 constexpr int64_t kPieceDepth = 256;
+// Of L2, for a block's strip where it is read in place, and how many panels read it at most.
+constexpr int64_t kStripBytes = 256 * 1024;
+constexpr int64_t kPanelsInPlace = 2;
 
 // Panels of a super-group's filter in one phase, one after the other: [outputs / kPanel][depth, columns of the panel],
 // the columns a whole number of registers.
@@ -63,34 +68,43 @@ int64_t panel_columns(int64_t outputs_left, int64_t panel, int64_t lanes) {
 template <class S>
 struct Blocks {
   Blocks(const GatherPlan& plan, const Filter<S>& filter, int threads)
-      : plan(plan), groups(SuperGroups::of(filter)), outputs(filter.outputs), strip(plan, filter.inputs) {
+      : plan(plan),
+        groups(SuperGroups::of(filter)),
+        strip(plan, groups),
+        panels((groups.outputs + kPanel<S> - 1) / kPanel<S>),
+        pointwise(is_pointwise(plan, groups)),
+        in_place(!pointwise && (groups.count > 1 || panels <= kPanelsInPlace)) {
+    int64_t depth = 0;  // of the widest phase
     for (const Phase& phase : plan.phases) depth = std::max(depth, depth_of(phase, groups));
-    pointwise = is_pointwise(plan, groups);
-    panels = (groups.outputs + kPanel<S> - 1) / kPanel<S>;
-    const int64_t fitting = kTileBytes / static_cast<int64_t>(sizeof(S)) / depth;
-    const int64_t pixels = std::clamp<int64_t>(fitting, 4 * kTileRows, 16 * kTileRows);
     const int64_t total = plan.batch * plan.out_height;
-    together = plan.phases.size() == 1 && groups.count == 1 && panels >= threads && threads > 1 &&
-               total * plan.out_width <= threads * pixels;
-    rows = together ? total : std::clamp<int64_t>(pixels / plan.out_width, 1, (total + threads - 1) / threads);
-    tiles = (rows * plan.out_width + kTileRows - 1) / kTileRows;
+    if (in_place) {
+      const int64_t row_bytes = strip.size(1, 0) * groups.count * static_cast<int64_t>(sizeof(S));
+      rows = std::clamp<int64_t>(kStripBytes / row_bytes, 1, (total + threads - 1) / threads);
+    } else {
+      const int64_t fitting = kTileBytes / static_cast<int64_t>(sizeof(S)) / depth;
+      const int64_t pixels = std::clamp<int64_t>(fitting, 4 * kTileRows, 16 * kTileRows);
+      together =
+          plan.phases.size() == 1 && panels >= threads && threads > 1 && total * plan.out_width <= threads * pixels;
+      rows = together ? total : std::clamp<int64_t>(pixels / plan.out_width, 1, (total + threads - 1) / threads);
+    }
+    const int64_t tiles = (rows * plan.out_width + kTileRows - 1) / kTileRows;
+    tiles_size = in_place ? 0 : tiles * tile_size(depth);
     for (const Phase& phase : plan.phases) steps += depth_of(phase, groups);
     steps *= groups.count * panels * tiles / static_cast<int64_t>(plan.phases.size());
-    strip_size = pointwise ? 0 : strip.size(rows, rows / plan.out_height + 2);
+    group_size = pointwise ? 0 : strip.size(rows, rows / plan.out_height + 2);
   }
 
   const GatherPlan& plan;
   SuperGroups groups;
-  int64_t outputs;
   Strip<S> strip;
-  int64_t depth = 0;  // columns of the widest phase
-  int64_t panels;     // of a super-group's outputs
-  bool pointwise;
+  int64_t panels;  // of a super-group's outputs
+  bool pointwise, in_place;
   // A small image's pixels: each thread computes a share of the channels, so that it reads a share of the filter.
-  bool together;
-  int64_t rows, tiles;  // of outputs in a block: image rows, and tiles of their pixels
-  int64_t steps = 0;    // of all products of a block
-  int64_t strip_size;
+  bool together = false;
+  int64_t rows;        // of images, in a block of outputs
+  int64_t steps = 0;   // of all products of a block
+  int64_t tiles_size;  // of a block
+  int64_t group_size;  // of a block's strips for one super-group
 };
 
 // One thread's work.
@@ -124,9 +138,11 @@ class Worker {
       for (int64_t group = 0; group < b_.groups.count; ++group) {
         if (phase.taps.empty()) {
           for (S* out : outputs_) std::fill_n(out + group * b_.groups.outputs, b_.groups.outputs, S(0));
+        } else if (b_.in_place) {
+          multiply_in_place(phase, group, packed);
         } else if (!outputs_.empty()) {
-          b_.pointwise ? read_tiles(phase, 0) : gather_tiles(phase, group, 0);
-          multiply(phase, group, packed, {0, b_.panels});
+          b_.pointwise ? read_tiles(phase, 0) : gather_tiles(phase, 0);
+          multiply(phase, packed, {0, b_.panels});
         }
         packed += depth_of(phase, b_.groups) * padded_outputs<S>(b_.groups);
       }
@@ -143,11 +159,11 @@ class Worker {
     out_ = sink_.rows(0, first_pixel_);
     segments_ = segments_of(begin + mine.begin, begin + mine.end, plan_.out_height);
     fill_strips();
-    b_.pointwise ? read_tiles(phase, first) : gather_tiles(phase, 0, first);
+    b_.pointwise ? read_tiles(phase, first) : gather_tiles(phase, first);
     segments_ = segments_of(begin, end, plan_.out_height);
     locate_outputs(phase);
     barrier(parts);
-    multiply(phase, 0, packed_, share(b_.panels, part, parts));
+    multiply(phase, packed_, share(b_.panels, part, parts));
     barrier(parts);
     sink_.finish(thread_, out_ + first * sink_.row_stride(), first_pixel_ + first,
                  (mine.end - mine.begin) * plan_.out_width);
@@ -170,17 +186,24 @@ class Worker {
     strip_of_.clear();
     for (const Segment& segment : segments_) {
       strip_of_.push_back(strip);
-      strip = b_.strip.fill(segment, source_, strip);
+      b_.strip.fill(segment, source_, strip, b_.group_size);
+      strip += b_.strip.size(segment);
     }
   }
 
+  // Where the phase's outputs are written and, in place, what they read, in halves of tiles that lie in one row.
   void locate_outputs(const Phase& phase) {
     outputs_.clear();
+    halves_.clear();
     for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
       const int64_t h = segments_[n].image * plan_.out_height + phase.first_h + i * plan_.out_step_h;
       const int64_t pixel = h * plan_.out_width + phase.first_w - first_pixel_;
-      for (int64_t j = columns.begin; j < columns.end; ++j)
+      for (int64_t j = columns.begin; j < columns.end; ++j) {
+        if (b_.in_place && (j - columns.begin) % kHalfTile == 0)
+          halves_.push_back({b_.strip.at(segments_[n], strip_of_[n], i, j), static_cast<int64_t>(outputs_.size()),
+                             std::min<int64_t>(kHalfTile, columns.end - j)});
         outputs_.push_back(out_ + (pixel + j * plan_.out_step_w) * sink_.row_stride());
+      }
     });
   }
 
@@ -201,16 +224,16 @@ class Worker {
     });
   }
 
-  void gather_tiles(const Phase& phase, int64_t group, int64_t m) const {
-    const std::vector<Run> runs = runs_of(phase.taps, b_.groups);
+  void gather_tiles(const Phase& phase, int64_t m) const {
+    const std::vector<Run> runs = runs_of(phase.taps, b_.groups.inputs);
     const int64_t depth = depth_of(phase, b_.groups);
     for_rows(phase, [&](size_t n, int64_t i, const Range& columns) {
       for (int64_t j = columns.begin; j < columns.end; ++j, ++m) {
         const Rows<S> row = tile_row(m, depth);
+        const S* from = b_.strip.at(segments_[n], strip_of_[n], i, j);
         int64_t column = 0;
         for (const Run& run : runs) {
-          const S* from = b_.strip.at(segments_[n], strip_of_[n], i, j, run.dy, run.dx) + group * b_.groups.inputs;
-          copy_columns(row, column, from, run.length);
+          copy_columns(row, column, from + b_.strip.offset(run.dy, run.dx), run.length);
           column += run.length;
         }
       }
@@ -218,7 +241,7 @@ class Worker {
   }
 
   // Long sums are cut into pieces, so that a panel's piece stays in L1 while the tiles go by.
-  void multiply(const Phase& phase, int64_t group, const S* packed, const Range& panels) {
+  void multiply(const Phase& phase, const S* packed, const Range& panels) {
     const int64_t depth = depth_of(phase, b_.groups), pieces = (depth + kPieceDepth - 1) / kPieceDepth;
     const int64_t piece = round_up((depth + pieces - 1) / pieces, kChunk);
     for (int64_t p = panels.begin; p < panels.end; ++p) {
@@ -226,7 +249,7 @@ class Worker {
       const S* panel = packed + first * depth;
       for (int64_t done = 0; done < depth; done += piece) {
         const int64_t n = std::min(piece, depth - done);
-        multiply_piece(group * b_.groups.outputs + first, columns, depth, done, n, panel);
+        multiply_piece(first, columns, depth, done, n, panel);
         panel += n * panel_columns(columns, kPanel<S>, kLanes<S>);
       }
     }
@@ -247,6 +270,34 @@ class Worker {
     }
   }
 
+  // The products of one super-group with what its outputs read in the strips.
+  void multiply_in_place(const Phase& phase, int64_t group, const S* packed) {
+    std::vector<Stretch> stretches;
+    for (const Run& run : runs_of(phase.taps, b_.groups.inputs))
+      stretches.push_back({b_.strip.offset(run.dy, run.dx), run.length});
+    const int64_t depth = depth_of(phase, b_.groups), step = plan_.in_step_w * b_.groups.inputs;
+    for (int64_t first = 0; first < b_.groups.outputs; first += kPanel<S>) {
+      const int64_t columns = std::min(kPanel<S>, b_.groups.outputs - first);
+      const S* panel = packed + first * depth;
+      for (size_t n = 0; n < halves_.size(); n += 2) {
+        S spare[kPanel<S>], *out[kTileRows];
+        std::fill_n(out, kTileRows, static_cast<S*>(spare));
+        const size_t both = std::min<size_t>(2, halves_.size() - n);
+        for (size_t half = 0; half < both; ++half)
+          for (int64_t i = 0; i < halves_[n + half].count; ++i)
+            out[half * kHalfTile + i] = outputs_[halves_[n + half].output + i] + group * b_.groups.outputs + first;
+        const S* read[] = {halves_[n].read + group * b_.group_size, halves_[n + both - 1].read + group * b_.group_size};
+        multiply_strips(read, both, step, stretches, panel, out, columns, ahead_.take(depth));
+      }
+    }
+  }
+
+  // Outputs beside each other in one row, from outputs_[output] on.
+  struct Half {
+    const S* read;  // what the first reads at (0, 0)
+    int64_t output, count;
+  };
+
   const Blocks<S>& b_;
   const GatherPlan& plan_;
   const S* packed_;
@@ -257,6 +308,7 @@ class Worker {
   std::vector<Segment> segments_;
   std::vector<const S*> strip_of_;
   std::vector<S*> outputs_;  // of a phase in this block
+  std::vector<Half> halves_;
   Ahead ahead_;
   int64_t first_pixel_ = 0;
   S* out_ = nullptr;
@@ -292,13 +344,13 @@ template <class S>
 void gather_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
                  Sink<S>& sink, int threads) {
   const Blocks<S> blocks(plan, filter, threads);
-  const int64_t tiles_size = blocks.tiles * tile_size(blocks.depth);
-  S* strips = workspace<S>(Slot::strips, blocks.strip_size * threads);
-  S* tiles = workspace<S>(Slot::tiles, tiles_size * (blocks.together ? 1 : threads));
+  const int64_t strips_size = blocks.groups.count * blocks.group_size;
+  S* strips = workspace<S>(Slot::strips, strips_size * threads);
+  S* tiles = workspace<S>(Slot::tiles, blocks.tiles_size * (blocks.together ? 1 : threads));
   sink.start(threads, blocks.rows * plan.out_width);
   parallel(threads, [&](int part, int parts) {
-    const int64_t own = blocks.together ? 0 : part;
-    Worker<S> worker(blocks, packed, source, sink, part, strips + part * blocks.strip_size, tiles + own * tiles_size);
+    S* own_tiles = tiles + (blocks.together ? 0 : part * blocks.tiles_size);
+    Worker<S> worker(blocks, packed, source, sink, part, strips + part * strips_size, own_tiles);
     if (blocks.together) return worker.run_together(0, plan.batch * plan.out_height, part, parts);
     const Range rows = share(plan.batch * plan.out_height, part, parts);
     for (int64_t row = rows.begin; row < rows.end; row += blocks.rows)

@@ -1,7 +1,9 @@
-// The weight gradient of a direct convolution: a product over pixels, of g as it lies and of what each output reads.
+// The weight gradient of a direct convolution without groups: a product over pixels, of g as it lies and of what each
+// output reads. Grouped convolutions are strip_wgrad.cpp's.
 //
-// All threads gather one block of pixels together and then each multiplies a share of the result's columns by all of
-// it, so that there is one accumulator, and sums do not depend on the number of threads.
+// Where the result is small each thread has blocks of pixels and an accumulator of its own: handing over half a block
+// from cache to cache would take longer than the products. Where it is large all threads gather one block together, and
+// then each multiplies for a share of the result's columns.
 #include "gather.h"
 #include "workspace.h"
 
@@ -16,6 +18,8 @@ namespace {
 constexpr int64_t kBlockBytes = 320 * 1024;
 constexpr int64_t kPiece = 128;
 constexpr int64_t kSlabBlocks = 32;
+// Of L2, for an accumulator of each thread's own.
+constexpr int64_t kOwnBytes = 640 * 1024;
 
 template <class S>
 class GatherWgrad {
@@ -24,127 +28,136 @@ class GatherWgrad {
       : shape_(shape),
         plan_(GatherPlan::forward(shape)),
         taps_(plan_.phases.front().taps),
-        groups_(SuperGroups::of(Filter<S>::forward(nullptr, shape, {}))),
-        runs_(runs_of(taps_, groups_)),
-        strip_(plan_, shape.channels),
+        groups_{1, shape.channels, shape.out_channels},
+        runs_(runs_of(taps_, shape.channels)),
+        strip_(plan_, groups_),
         pointwise_(is_pointwise(plan_, groups_)),
-        u_(u),
-        g_(g),
-        columns_(round_up(static_cast<int64_t>(taps_.size()) * groups_.inputs, kLanes<S>)),
-        group_rows_(round_up(groups_.outputs, kColumnRows)) {
-    const int64_t each = (columns_ + group_rows_) * static_cast<int64_t>(sizeof(S));
+        u_source_(u),
+        g_source_(g),
+        columns_(round_up(static_cast<int64_t>(taps_.size()) * shape.channels, kLanes<S>)),
+        result_rows_(round_up(shape.out_channels, kColumnRows)) {
+    const int64_t each = (columns_ + result_rows_) * static_cast<int64_t>(sizeof(S));
     const int64_t pixels = std::clamp<int64_t>(kBlockBytes / each, 128, 512);
     rows_ = std::clamp<int64_t>(pixels / shape.out_width, 1, shape.batch * shape.out_height);
     pixels_ = rows_ * shape.out_width;
     // One segment at a time; all of a block where fewer threads come than were asked for.
     strip_size_ = pointwise_ ? 0 : strip_.size(std::min(rows_, shape.out_height), 1);
-    strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
+    sums_size_ = result_rows_ * columns_;
+    is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= kOwnBytes;
+    const int teams = is_alone_ ? threads : 1;
     u_size_ = round_up(columns_, kPanel<S>) * pixels_;
-    columns_of_u_ = workspace<S>(Slot::tiles, groups_.count * u_size_);
-    // A super-group's outputs, where they are not whole chunks, are one.
-    const int64_t chunk =
-        groups_.count == 1 || groups_.outputs % kColumnChunk<S> == 0 ? kColumnChunk<S> : groups_.outputs;
-    const int64_t row = round_up(chunk, kColumnChunk<S>);
-    g_size_ = (groups_.outputs + chunk - 1) / chunk * row * pixels_;
-    gradients_ = {workspace<S>(Slot::gradients, groups_.count * g_size_), row, chunk, row * pixels_};
-    sums_ = workspace<S>(Slot::sums, groups_.count * group_rows_ * columns_);
+    g_size_ = round_up(shape.out_channels, kColumnChunk<S>) * pixels_;
+    strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
+    u_ = workspace<S>(Slot::tiles, u_size_ * teams);
+    g_ = workspace<S>(Slot::gradients, g_size_ * teams);
+    sums_ = workspace<S>(Slot::sums, sums_size_ * teams);
   }
 
   void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
-    const int64_t total = shape_.batch * shape_.out_height;
-    for (int64_t row = 0; row < total; row += rows_) {
-      const int64_t rows = std::min(rows_, total - row);
-      const Range share_of_rows = share(rows, part, parts);
-      gather(row, share_of_rows, part);
+    const Team team = Team::of(part, parts, is_alone_);
+    const Matrices own = matrices(team.number);
+    const Range all = team.share_of_team(shape_.batch * shape_.out_height);
+    if (all.begin == all.end) std::fill_n(own.sums, sums_size_, S(0));
+    for (int64_t row = all.begin; row < all.end; row += rows_) {
+      const int64_t rows = std::min(rows_, all.end - row);
+      gather(row, team.share_of_member(rows), strips_ + part * strip_size_, own);
       Ahead ahead;
-      const Range next = share(std::min(rows_, total - row - rows), part, parts);
+      const Range next = team.share_of_member(std::min(rows_, all.end - row - rows));
       announce(row + rows + next.begin, row + rows + next.end, ahead);
-      barrier(parts);
-      multiply(rows * shape_.out_width, part, parts, row > 0, ahead);
-      barrier(parts);
+      team.wait();
+      multiply(own, rows * shape_.out_width, team, row > all.begin, ahead);
+      team.wait();
     }
-    write(share(groups_.outputs * groups_.count, part, parts), g_weight, strides);
+    barrier(parts);
+    write(share(shape_.out_channels, part, parts), team.teams, g_weight, strides);
   }
 
  private:
+  // A team's.
+  struct Matrices {
+    Rows<S> u, g;
+    S* sums;
+  };
+
+  Matrices matrices(int team) const {
+    constexpr int64_t kChunkOfG = kColumnChunk<S>;
+    return {Rows<S>::panels(u_ + team * u_size_, pixels_),
+            {g_ + team * g_size_, kChunkOfG, kChunkOfG, kChunkOfG * pixels_},
+            sums_ + team * sums_size_};
+  }
+
   // Rows of outputs [begin, end) of the block that begins with `row`.
-  void gather(int64_t row, const Range& rows, int part) const {
+  void gather(int64_t row, const Range& rows, S* strip, const Matrices& to) const {
     int64_t m = rows.begin * shape_.out_width;
-    S* strip = strips_ + part * strip_size_;
     for (const Segment& segment : segments_of(row + rows.begin, row + rows.end, shape_.out_height)) {
-      if (!pointwise_) strip_.fill(segment, u_, strip);
+      if (!pointwise_) strip_.fill(segment, u_source_, strip, strip_size_);
       for (int64_t i = segment.begin; i < segment.end; ++i, m += shape_.out_width) {
         const int64_t pixel = (segment.image * shape_.out_height + i) * shape_.out_width;
-        g_.read(pixel, 1, shape_.out_width, gradients_.from_row(m));
+        g_source_.read(pixel, 1, shape_.out_width, to.g.from_row(m));
         if (pointwise_) {
           const int64_t y = segment.image * plan_.in_height + i * plan_.in_step_h + taps_[0].dy;
-          u_.read(y * plan_.in_width + taps_[0].dx, plan_.in_step_w, shape_.out_width,
-                  Rows<S>::panels(columns_of_u_, pixels_).from_row(m));
+          u_source_.read(y * plan_.in_width + taps_[0].dx, plan_.in_step_w, shape_.out_width, to.u.from_row(m));
         } else {
-          gather_row(segment, strip, i, m);
+          gather_row(segment, strip, i, to.u.from_row(m));
         }
       }
     }
   }
 
   void announce(int64_t begin, int64_t end, Ahead& ahead) const {
-    g_.announce(begin * shape_.out_width, (end - begin) * shape_.out_width, ahead);
-    for (const Segment& segment : segments_of(begin, end, shape_.out_height)) strip_.announce(segment, u_, ahead);
+    g_source_.announce(begin * shape_.out_width, (end - begin) * shape_.out_width, ahead);
+    for (const Segment& segment : segments_of(begin, end, shape_.out_height))
+      strip_.announce(segment, u_source_, ahead);
   }
 
-  void gather_row(const Segment& segment, const S* strip, int64_t i, int64_t m) const {
-    for (int64_t group = 0; group < groups_.count; ++group) {
-      const Rows<S> panels = Rows<S>::panels(columns_of_u_ + group * u_size_, pixels_);
-      for (int64_t j = 0; j < shape_.out_width; ++j) {
-        int64_t column = 0;
-        for (const Run& run : runs_) {
-          copy_columns(panels.from_row(m + j), column,
-                       strip_.at(segment, strip, i, j, run.dy, run.dx) + group * groups_.inputs, run.length);
-          column += run.length;
-        }
+  void gather_row(const Segment& segment, const S* strip, int64_t i, const Rows<S>& to) const {
+    for (int64_t j = 0; j < shape_.out_width; ++j) {
+      const S* from = strip_.at(segment, strip, i, j);
+      int64_t column = 0;
+      for (const Run& run : runs_) {
+        copy_columns(to.from_row(j), column, from + strip_.offset(run.dy, run.dx), run.length);
+        column += run.length;
       }
     }
   }
 
-  void multiply(int64_t pixels, int part, int parts, bool adds, Ahead& ahead) const {
-    const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = group_rows_ / kColumnRows;
-    const Range items = share(groups_.count * panels * blocks, part, parts);
+  void multiply(const Matrices& own, int64_t pixels, const Team& team, bool adds, Ahead& ahead) const {
+    const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = result_rows_ / kColumnRows;
+    const Range items = team.share_of_member(panels * blocks);
     ahead.spread((items.end - items.begin) * pixels);
     for (int64_t item = items.begin, count; item < items.end; item += count) {
-      const int64_t group = item / (blocks * panels), rest = item % (blocks * panels);
-      const int64_t slab = rest / (kSlabBlocks * panels) * kSlabBlocks, height = std::min(kSlabBlocks, blocks - slab);
-      const int64_t panel = (rest - slab * panels) / height, block = (rest - slab * panels) % height;
+      const int64_t slab = item / (kSlabBlocks * panels) * kSlabBlocks, height = std::min(kSlabBlocks, blocks - slab);
+      const int64_t panel = (item - slab * panels) / height, block = (item - slab * panels) % height;
       count = std::min(height - block, items.end - item);
-      multiply_slab(group, panel * kPanel<S>, slab + block, count, pixels, adds, ahead);
+      multiply_slab(own, panel * kPanel<S>, slab + block, count, pixels, adds, ahead);
     }
   }
 
   // `count` blocks of kColumnRows rows of the result, in one panel of columns.
-  void multiply_slab(int64_t group, int64_t column, int64_t block, int64_t count, int64_t pixels, bool adds,
+  void multiply_slab(const Matrices& own, int64_t column, int64_t block, int64_t count, int64_t pixels, bool adds,
                      Ahead& ahead) const {
-    const S* panel = columns_of_u_ + group * u_size_ + column * pixels_;
+    const S* panel = own.u.data + column * pixels_;
     for (int64_t pixel = 0; pixel < pixels; pixel += kPiece, adds = true) {
       const int64_t piece = std::min(kPiece, pixels - pixel);
-      for (int64_t k = block * kColumnRows; k < (block + count) * kColumnRows; k += kColumnRows)
-        multiply_columns_panel(gradients_.data + group * g_size_ + k / gradients_.chunk * gradients_.chunk_stride +
-                                   k % gradients_.chunk + pixel * gradients_.row_stride,
-                               gradients_.row_stride, panel + pixel * kPanel<S>, piece, columns_ - column,
-                               sums_ + (group * group_rows_ + k) * columns_ + column, columns_, adds,
-                               ahead.take(piece));
+      for (int64_t k = block * kColumnRows; k < (block + count) * kColumnRows; k += kColumnRows) {
+        const Rows<S> g = own.g.from_row(pixel);
+        multiply_columns_panel(g.data + k / g.chunk * g.chunk_stride + k % g.chunk, g.row_stride,
+                               panel + pixel * kPanel<S>, {1, piece, kPanel<S>, 0}, columns_ - column,
+                               own.sums + k * columns_ + column, columns_, adds, ahead.take(piece));
+      }
     }
   }
 
-  // Of a super-group's columns, those of the output's own group.
-  void write(const Range& outputs, S* g_weight, const FilterStrides& w) const {
-    const int64_t inputs_per_group = shape_.channels / shape_.groups;
-    const int64_t outputs_per_group = shape_.out_channels / shape_.groups;
+  // Adds up the teams' sums, in their order.
+  void write(const Range& outputs, int teams, S* g_weight, const FilterStrides& w) const {
     for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-      const int64_t group = o / groups_.outputs, local = o % groups_.outputs;
-      const S* sums = sums_ + (group * group_rows_ + local) * columns_ + local / outputs_per_group * inputs_per_group;
+      S* sums = sums_ + o * columns_;
+      for (int team = 1; team < teams; ++team)
+        for (int64_t c = 0; c < columns_; ++c) sums[c] += sums[team * sums_size_ + c];
       for (const Tap& tap : taps_) {
         S* to = g_weight + o * w.k + tap.r * w.r + tap.s * w.s;
-        for (int64_t c = 0; c < inputs_per_group; ++c) to[c * w.c] = sums[c];
-        sums += groups_.inputs;
+        for (int64_t c = 0; c < shape_.channels; ++c) to[c * w.c] = sums[c];
+        sums += shape_.channels;
       }
     }
   }
@@ -156,13 +169,12 @@ class GatherWgrad {
   std::vector<Run> runs_;
   Strip<S> strip_;
   bool pointwise_;
-  const Source<S>&u_, &g_;
-  int64_t columns_, group_rows_;  // of a super-group's result, padded
-  int64_t rows_, pixels_;         // of outputs in a block
-  int64_t u_size_, g_size_;       // of a super-group's matrices
-  int64_t strip_size_;
-  S *strips_, *columns_of_u_, *sums_;
-  Rows<S> gradients_{};  // super-group by super-group
+  const Source<S>&u_source_, &g_source_;
+  int64_t columns_, result_rows_;                     // of the result, padded
+  int64_t rows_, pixels_;                             // of outputs in a block
+  int64_t strip_size_, u_size_, g_size_, sums_size_;  // of a thread, and of a team
+  bool is_alone_;                                     // each thread
+  S *strips_, *u_, *g_, *sums_;
 };
 
 }  // namespace

@@ -100,8 +100,8 @@ class WinogradWgrad {
       const int64_t point = item / blocks / panels, first = item / blocks % panels * kPanel<S>;
       const int64_t k = item % blocks * kColumnRows;
       multiply_columns_panel(g_tiles_ + point * g_stride_ + k, g_row_, u_tiles_ + point * u_stride_ + first * tiles_,
-                             tiles, columns_ - first, sums_ + (point * rows_of_sums_ + k) * columns_ + first, columns_,
-                             adds, ahead.take(tiles));
+                             {1, tiles, kPanel<S>, 0}, columns_ - first,
+                             sums_ + (point * rows_of_sums_ + k) * columns_ + first, columns_, adds, ahead.take(tiles));
     }
   }
 
