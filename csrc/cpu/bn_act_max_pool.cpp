@@ -1,6 +1,8 @@
 // Batch norm, activation and max pooling of a channels_last image, and its backward as a gather.
 #include <limits>
 
+#include <vector>
+
 #include "dispatch.h"
 #include "launchers.h"
 #include "tiles.h"
@@ -62,41 +64,54 @@ void bn_act_max_pool_kernel(const BnActMaxPoolArgs& a) {
   });
 }
 
+// A window that holds a pixel: where its output's channels begin, and the pixel's place in it.
+template <class S>
+struct Holder {
+  int64_t offset;
+  S place;
+};
+
 template <class T, Activation A>
 void bn_act_max_pool_backward_kernel(const BnActMaxPoolBackwardArgs& a) {
   using S = Accumulate<T>;
   const PoolShape& s = a.shape;
   const auto *g_out = static_cast<const T*>(a.g_out), *x = static_cast<const T*>(a.x);
-  auto* g_x = static_cast<T*>(a.g_x);
   const S slope = static_cast<S>(a.activation.negative_slope);
   const Norm<S> norm(s.channels, a.bn);
   const ChannelView view{s.batch * s.height * s.width, s.channels, 1};
   const int threads = threads_for(view.elements(), a.threads);
   const ChannelSums<S, ChannelsLast> sum_p(view, threads), sum_px(view, threads);
 
+  const Output<T> out(a.g_x, view);
   for_each(s.batch * s.height, threads, [&](int part, int64_t row) {
     const int64_t ih = row % s.height, out_top = row / s.height * s.out_height;
     const Range oh = covering(ih, s.stride_h, s.pad_h, s.kernel_h, s.out_height);
+    std::vector<Holder<S>> holders;
     for (int64_t iw = 0; iw < s.width; ++iw) {
       const Range ow = covering(iw, s.stride_w, s.pad_w, s.kernel_w, s.out_width);
-      for (int64_t c = 0; c < s.channels; c += kLanes<S>) {
-        const int lanes = static_cast<int>(s.channels - c < kLanes<S> ? s.channels - c : kLanes<S>);
+      holders.clear();
+      for (int64_t i = oh.begin; i < oh.end; ++i)
+        for (int64_t j = ow.begin; j < ow.end; ++j)
+          holders.push_back(
+              {((out_top + i) * s.out_width + j) * s.channels,
+               static_cast<S>((ih + s.pad_h - i * s.stride_h) * s.kernel_w + iw + s.pad_w - j * s.stride_w)});
+      const int64_t pixel = (row * s.width + iw) * s.channels;
+      const auto add_up = [&](const auto& tile) {
         Vector<S> g{};
-        for (int64_t i = oh.begin; i < oh.end; ++i) {
-          for (int64_t j = ow.begin; j < ow.end; ++j) {
-            const int64_t from = ((out_top + i) * s.out_width + j) * s.channels + c;
-            const int64_t place = (ih + s.pad_h - i * s.stride_h) * s.kernel_w + iw + s.pad_w - j * s.stride_w;
-            const Vector<S> winner = load_bytes<S>(a.indices + from, lanes), value = load(g_out + from, lanes);
-            g += winner == broadcast(static_cast<S>(place)) ? value : Vector<S>{};
-          }
+        for (const Holder<S>& w : holders) {
+          const Vector<S> winner = load_bytes<S>(a.indices + w.offset + tile.channel, tile.lanes);
+          const Vector<S> value = load(g_out + w.offset + tile.channel, tile.lanes);
+          g += winner == broadcast(w.place) ? value : Vector<S>{};
         }
-        const auto bn = norm.channels_from(c);
-        const int64_t at = (row * s.width + iw) * s.channels + c;
-        const Vector<S> value = load(x + at, lanes), p = g * activate_derivative<A>(bn(value), slope);
-        sum_p.add(part, c, p);
-        sum_px.add(part, c, p * (value - bn.mean));
-        store(g_x + at, p * bn.scale, lanes);
-      }
+        const auto bn = norm.channels_from(tile.channel);
+        const Vector<S> value = tile.load(x), p = g * activate_derivative<A>(bn(value), slope);
+        sum_p.add(part, tile.channel, p);
+        sum_px.add(part, tile.channel, p * (value - bn.mean));
+        out.store(tile, p * bn.scale);
+      };
+      int64_t c = 0;
+      for (; c + kLanes<S> <= s.channels; c += kLanes<S>) add_up(Tile<true>{pixel + c, c, kLanes<S>});
+      if (c < s.channels) add_up(Tile<false>{pixel + c, c, static_cast<int>(s.channels - c)});
     }
     sum_p.flush(part, row);
     sum_px.flush(part, row);

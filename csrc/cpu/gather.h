@@ -57,6 +57,13 @@ inline void copy_columns(const Rows<S>& row, int64_t column, const S* from, int6
   }
 }
 
+// Copies n numbers, and what stands behind them up to a whole register.
+template <class S>
+inline S* copy_over(S* to, const S* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<S>) store(to + i, load(from + i));
+  return to + n;
+}
+
 // Consecutive rows of outputs within one image.
 struct Segment {
   int64_t image, begin, end;

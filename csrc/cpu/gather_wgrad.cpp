@@ -58,9 +58,12 @@ class GatherWgrad {
     const Matrices own = matrices(team.number);
     const Range all = team.share_of_team(shape_.batch * shape_.out_height);
     if (all.begin == all.end) std::fill_n(own.sums, sums_size_, S(0));
+    const bool has_short_runs = runs_.front().length % kLanes<S> != 0;
+    const Scratch<S> row_of_u(has_short_runs ? columns_ + kLanes<S> : 0);
+    S* together = has_short_runs ? row_of_u.get() : nullptr;
     for (int64_t row = all.begin; row < all.end; row += rows_) {
       const int64_t rows = std::min(rows_, all.end - row);
-      gather(row, team.share_of_member(rows), strips_ + part * strip_size_, own);
+      gather(row, team.share_of_member(rows), strips_ + part * strip_size_, together, own);
       Ahead ahead;
       const Range next = team.share_of_member(std::min(rows_, all.end - row - rows));
       announce(row + rows + next.begin, row + rows + next.end, ahead);
@@ -87,7 +90,7 @@ class GatherWgrad {
   }
 
   // Rows of outputs [begin, end) of the block that begins with `row`.
-  void gather(int64_t row, const Range& rows, S* strip, const Matrices& to) const {
+  void gather(int64_t row, const Range& rows, S* strip, S* together, const Matrices& to) const {
     int64_t m = rows.begin * shape_.out_width;
     for (const Segment& segment : segments_of(row + rows.begin, row + rows.end, shape_.out_height)) {
       if (!pointwise_) strip_.fill(segment, u_source_, strip, strip_size_);
@@ -98,7 +101,7 @@ class GatherWgrad {
           const int64_t y = segment.image * plan_.in_height + i * plan_.in_step_h + taps_[0].dy;
           u_source_.read(y * plan_.in_width + taps_[0].dx, plan_.in_step_w, shape_.out_width, to.u.from_row(m));
         } else {
-          gather_row(segment, strip, i, to.u.from_row(m));
+          gather_row(segment, strip, i, to.u.from_row(m), together);
         }
       }
     }
@@ -110,14 +113,21 @@ class GatherWgrad {
       strip_.announce(segment, u_source_, ahead);
   }
 
-  void gather_row(const Segment& segment, const S* strip, int64_t i, const Rows<S>& to) const {
+  // Short runs, such as the stem's of 21, are put together first: whole registers then, and no chunk ends within one.
+  void gather_row(const Segment& segment, const S* strip, int64_t i, const Rows<S>& to, S* together) const {
     for (int64_t j = 0; j < shape_.out_width; ++j) {
       const S* from = strip_.at(segment, strip, i, j);
       int64_t column = 0;
+      S* end = together;
       for (const Run& run : runs_) {
-        copy_columns(to.from_row(j), column, from + strip_.offset(run.dy, run.dx), run.length);
+        const S* at = from + strip_.offset(run.dy, run.dx);
+        if (together)
+          end = copy_over(end, at, run.length);
+        else
+          copy_columns(to.from_row(j), column, at, run.length);
         column += run.length;
       }
+      if (together) copy_columns(to.from_row(j), 0, together, columns_);
     }
   }
 

@@ -170,18 +170,25 @@ inline void fence() {
 #endif
 }
 
-// Small whole numbers, one byte each, as lanes of S.
+// Small whole numbers, one byte each, as lanes of S. A copy of constant length is one instruction, any other a call.
 template <class S>
 inline Vector<S> load_bytes(const uint8_t* p, int n) {
-  uint8_t bytes[kLanes<S>] = {};
-  std::memcpy(bytes, p, n);
-  return convert<S, kLanes<S>>(bit_cast<typename VectorOf<uint8_t, kLanes<S>>::type>(bytes));
+  using Bytes = typename VectorOf<uint8_t, kLanes<S>>::type;
+  Bytes bytes{};
+  if (n == kLanes<S>)
+    std::memcpy(&bytes, p, sizeof(Bytes));
+  else
+    std::memcpy(&bytes, p, n);
+  return convert<S, kLanes<S>>(bytes);
 }
 
 template <class S>
 inline void store_bytes(uint8_t* p, Vector<S> v, int n) {
   const auto bytes = convert<uint8_t, kLanes<S>>(v);
-  std::memcpy(p, &bytes, n);
+  if (n == kLanes<S>)
+    std::memcpy(p, &bytes, sizeof(bytes));
+  else
+    std::memcpy(p, &bytes, n);
 }
 
 }  // namespace FUSED_RESNET_TARGET
