@@ -123,7 +123,7 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
-        for unit in ("isa", "workspace", "bindings"):
+        for unit in ("isa", "workspace", "prepared_convs", "bindings"):
             compile_unit(unit, unit, includes)
         n.build([str(target)], "link", objects)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchNorm", "Conv", "MaxPool", "accumulate_dtype"]
+__all__ = ["ACTIVATIONS", "Activation", "BatchNorm", "Conv", "MaxPool", "PreparedLayer", "accumulate_dtype"]
 
 # The order is the numbering of csrc/activation.h.
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
@@ -54,6 +54,22 @@ class Conv(NamedTuple):
             for s, p, d, k, stride in zip(size, self.padding, self.dilation, kernel, self.stride, strict=True)
         )
         return height, width
+
+
+class PreparedLayer(NamedTuple):
+    """Arguments of conv_bn_add_act that a call is prepared for. Of ``x`` shape and type count, not the data.
+
+    Values are numbered: first those that each call gives, then the outputs of the layers.
+    """
+
+    x: Tensor  # [N, C, H, W]
+    weight: Tensor  # [K, C / groups, R, S]
+    bias: Tensor | None  # [K]
+    bn: BatchNorm  # [K]
+    activation: Activation
+    conv: Conv
+    x_value: int
+    residual_value: int | None
 
 
 class MaxPool(NamedTuple):
