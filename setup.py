@@ -41,6 +41,7 @@ KERNELS = (
     "gather_wgrad",
     "kernels",
     "multiply_add_peak",
+    "pointwise_conv",
     "winograd_conv",
     "winograd_wgrad",
 )

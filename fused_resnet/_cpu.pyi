@@ -5,8 +5,8 @@ _Norm = tuple[int, int, int, int, float]  # addresses of mean, var, weight, bias
 _Activation = tuple[int, float]  # number, negative_slope
 _Conv = tuple[int, int, tuple[int, ...], tuple[int, ...], int]  # the fields of ConvArgs in csrc/cpu/kernels.h
 _Gradient = tuple[int, ...]  # those of ConvGradient
-# conv, activation, weight, packed, bias, bn; x, residual, fingerprint
-_Layer = tuple[_Conv, _Activation, int, int, int, _Norm, int, int, int]
+# conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint
+_Layer = tuple[_Conv, _Activation, int, int, int, _Norm, tuple[int, ...], int, int, int]
 
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...

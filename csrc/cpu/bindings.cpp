@@ -29,8 +29,8 @@ using Shape = std::array<int64_t, 16>;                                     // th
 using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;            // the fields of FilterStrides
 using Conv = std::tuple<int, int, Shape, Strides, int>;                    // dtype, algorithm, ..., threads
 using Gradient = std::tuple<Address, Address, Address, Address, Address>;  // the fields of ConvGradient
-// conv, activation, weight, packed, bias, bn; x, residual, fingerprint: the fields of PreparedLayer
-using Layer = std::tuple<Conv, Act, Address, Address, Address, Norm, int, int, uint64_t>;
+// conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint: the fields of PreparedLayer
+using Layer = std::tuple<Conv, Act, Address, Address, Address, Norm, Pool, int, int, uint64_t>;
 
 void* pointer(Address address) {
   return reinterpret_cast<void*>(address);
@@ -126,9 +126,10 @@ uint64_t fingerprint(const Conv& conv, Address weight) {
 
 PreparedConvs prepared_convs(size_t given, const std::vector<Layer>& layers) {
   std::vector<PreparedLayer> prepared;
-  for (const auto& [conv, act, weight, packed, bias, bn, x, residual, fingerprint] : layers)
+  for (const auto& [conv, act, weight, packed, bias, bn, pool, x, residual, fingerprint] : layers)
     prepared.push_back({{conv_args(conv), activation(act), nullptr, pointer(weight), pointer(packed), pointer(bias),
                          batch_norm(bn), nullptr, nullptr},
+                        unpack<PoolShape>(pool),
                         x,
                         residual,
                         fingerprint});

@@ -20,11 +20,28 @@ size_t bytes_of(DType dtype) {
   return 0;
 }
 
-// Room for a layer's output, in whole pages.
-size_t output_bytes(const ConvArgs& conv) {
-  const ConvShape& s = conv.shape;
-  const auto elements = static_cast<size_t>(s.batch * s.out_height * s.out_width * s.out_channels);
-  return (elements * bytes_of(conv.dtype) + 4095) / 4096 * 4096;
+// Room for an image [pixels, channels]; not whole pages, for images that are read and written together not to share the
+// sets of the caches.
+size_t room(DType dtype, int64_t pixels, int64_t channels) {
+  constexpr size_t kLine = 64, kSkew = 17 * kLine;
+  return (static_cast<size_t>(pixels * channels) * bytes_of(dtype) + kLine - 1) / kLine * kLine + kSkew;
+}
+
+// Memory that is needed up to some layer.
+struct Region {
+  size_t begin, end, last_layer;
+};
+
+// The first place for so many bytes among the regions that layer `now` still needs.
+size_t place(std::vector<Region>& regions, size_t bytes, size_t now, size_t last_layer) {
+  regions.erase(
+      std::remove_if(regions.begin(), regions.end(), [now](const Region& region) { return region.last_layer < now; }),
+      regions.end());
+  size_t begin = 0;
+  auto at = regions.begin();  // in the order of their addresses
+  for (; at != regions.end() && at->begin < begin + bytes; ++at) begin = at->end;
+  regions.insert(at, {begin, begin + bytes, last_layer});
+  return begin;
 }
 
 }  // namespace
@@ -51,11 +68,28 @@ uint64_t filter_fingerprint(const ConvArgs& conv, const void* weight) {
 
 PreparedConvs::PreparedConvs(size_t given, std::vector<PreparedLayer> layers)
     : kernels_(&active_kernels()), layers_(std::move(layers)), given_(given) {
-  for (const PreparedLayer& layer : layers_) {
-    offsets_.push_back(bytes_);
-    bytes_ += output_bytes(layer.args.conv);
+  lay_out();
+}
+
+void PreparedConvs::lay_out() {
+  std::vector<size_t> last_readers(given_ + layers_.size(), 0);  // of each value
+  for (size_t i = 0; i < layers_.size(); ++i)
+    for (const int value : {layers_[i].x, layers_[i].residual})
+      if (value >= 0) last_readers.at(static_cast<size_t>(value)) = i;
+  std::vector<Region> regions;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const ConvArgs& conv = layers_[i].args.conv;
+    const PoolShape& pool = layers_[i].pool;
+    const size_t conv_bytes =
+        room(conv.dtype, conv.shape.batch * conv.shape.out_height * conv.shape.out_width, conv.shape.out_channels);
+    const size_t pool_bytes = room(conv.dtype, pool.batch * pool.out_height * pool.out_width, pool.channels);
+    const bool pools = pool.kernel_h > 0, is_last = i + 1 == layers_.size();  // whose output is the caller's
+    Place to{0, 0};
+    if (pools) to.before_pool = place(regions, conv_bytes, i, i);
+    if (!is_last) to.out = place(regions, pools ? pool_bytes : conv_bytes, i, last_readers[given_ + i]);
+    places_.push_back(to);
+    for (const Region& region : regions) bytes_ = std::max(bytes_, region.end);
   }
-  if (!layers_.empty()) bytes_ = offsets_.back();  // the last output is the caller's
 }
 
 bool PreparedConvs::run(const std::vector<const void*>& given, void* out) const {
@@ -64,18 +98,21 @@ bool PreparedConvs::run(const std::vector<const void*>& given, void* out) const 
                             return filter_fingerprint(layer.args.conv, layer.args.weight) == layer.fingerprint;
                           });
   if (!is_current) return false;
-  char* intermediates = bytes_ ? static_cast<char*>(workspace(Slot::values, bytes_)) : nullptr;
+  char* memory = bytes_ ? static_cast<char*>(workspace(Slot::values, bytes_)) : nullptr;
   const auto value = [&](int number) -> const void* {
     if (number < 0) return nullptr;
     const auto n = static_cast<size_t>(number);
-    return n < given_ ? given[n] : intermediates + offsets_[n - given_];
+    return n < given_ ? given[n] : memory + places_[n - given_].out;
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
+    const PoolShape& pool = layers_[i].pool;
     ConvBnAddActArgs args = layers_[i].args;
     args.x = value(layers_[i].x);
     args.residual = value(layers_[i].residual);
-    args.out = i + 1 == layers_.size() ? out : intermediates + offsets_[i];
+    void* to = i + 1 == layers_.size() ? out : memory + places_[i].out;
+    args.out = pool.kernel_h > 0 ? memory + places_[i].before_pool : to;
     kernels_->conv_bn_add_act(args);
+    if (pool.kernel_h > 0) kernels_->max_pool({args.conv.dtype, pool, args.conv.threads, args.out, to});
   }
   return true;
 }

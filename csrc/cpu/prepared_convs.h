@@ -16,6 +16,7 @@ uint64_t filter_fingerprint(const ConvArgs& conv, const void* weight);
 // Values are numbered: first those that are given, then each layer's output.
 struct PreparedLayer {
   ConvBnAddActArgs args;  // without x, residual and out
+  PoolShape pool;         // of a max pool after it; kernel_h 0: none
   int x, residual;        // numbers of values; -1: no residual
   uint64_t fingerprint;   // of the filter when it was packed
 };
@@ -29,9 +30,16 @@ class PreparedConvs {
   bool run(const std::vector<const void*>& given, void* out) const;
 
  private:
+  // Where a layer writes, in bytes from the beginning of working memory.
+  struct Place {
+    size_t before_pool, out;
+  };
+
+  void lay_out();
+
   const Kernels* kernels_;
   std::vector<PreparedLayer> layers_;
-  std::vector<size_t> offsets_;  // bytes, of the layers' outputs in working memory
+  std::vector<Place> places_;
   size_t given_, bytes_ = 0;
 };
 

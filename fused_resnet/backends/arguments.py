@@ -56,8 +56,20 @@ class Conv(NamedTuple):
         return height, width
 
 
+class MaxPool(NamedTuple):
+    """Geometry of a 2-d max pooling, in pixels; padding is with -inf."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the output for an input of ``size`` pixels."""
+        return Conv(self.stride, self.padding, (1, 1), 1).output_size(size, self.kernel_size)
+
+
 class PreparedLayer(NamedTuple):
-    """Arguments of conv_bn_add_act that a call is prepared for. Of ``x`` shape and type count, not the data.
+    """Arguments of conv_bn_add_act and of a max pool after it, made ready; ``x`` counts by its shape and type alone.
 
     Values are numbered: first those that each call gives, then the outputs of the layers.
     """
@@ -70,18 +82,7 @@ class PreparedLayer(NamedTuple):
     conv: Conv
     x_value: int
     residual_value: int | None
-
-
-class MaxPool(NamedTuple):
-    """Geometry of a 2-d max pooling, in pixels; padding is with -inf."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of the output for an input of ``size`` pixels."""
-        return Conv(self.stride, self.padding, (1, 1), 1).output_size(size, self.kernel_size)
+    pool: MaxPool | None  # of the output
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from . import prepared, reference
 from .chain import chain, chain_runs, is_chain, run_length
 from .deferred import Deferred, add_act, conv_bn_act, conv_bn_add_act, materialise, norm
 from .fused_module import FusedModule
+from .prepared import Layer
 from .recognise import activation_reason, batch_norm_reason, conv_bn_reason, is_norm
 
 __all__ = [
@@ -91,19 +92,21 @@ class FusedBlock(FusedConvs):
             y = conv_bn_act(y, conv, bn, self.relu)
         return conv_bn_add_act(y, *pairs[-1], self.shortcut(x), self.relu)
 
-    def prepared_layers(self) -> list[prepared.Layer] | None:
-        """The whole block for :func:`.prepared.run`, value 0 being its input; None for another kind of shortcut."""
+    def prepared_layers(self, x: int = 0, first: int = 1) -> list[Layer] | None:
+        if type(self).forward is not FusedBlock.forward:
+            return None
         modules: dict[str, Any] = self._modules
-        layers: list[prepared.Layer] = []
+        layers: list[Layer] = []
+        residual = x
         if (shortcut := self.downsample) is not None:
             pair: list[Any] = list(shortcut._modules.values())
             if not is_chain(shortcut) or len(pair) != 2 or run_length(pair) != 2:
                 return None
-            layers.append(prepared.Layer(pair[0], pair[1], None))
-        residual = len(layers)  # the shortcut's value, or 0
-        for i, (conv, bn) in enumerate(self._convs):
-            x = len(layers) if i else 0
-            layers.append(prepared.Layer(modules[conv], modules[bn], modules["relu"], x))
+            layers.append(Layer(pair[0], pair[1], None, x))
+            residual = first
+        for conv, bn in self._convs:
+            layers.append(Layer(modules[conv], modules[bn], modules["relu"], x))
+            x = first + len(layers) - 1
         layers[-1] = layers[-1]._replace(residual=residual)
         return layers
 

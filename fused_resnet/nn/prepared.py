@@ -22,24 +22,25 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backends
-from ..backends.arguments import Activation, BatchNorm, Conv, PreparedLayer
+from ..backends.arguments import Activation, BatchNorm, Conv, MaxPool, PreparedLayer
 from ..backends.precision import get_float32_conv_precision
 from ..ops import checks
 from ..ops.conv_bn_add_act import check
 from .batch_norm import uses_batch_statistics
 from .recognise import activation_of
 
-__all__ = ["Layer", "run"]
+__all__ = ["Layer", "is_observed", "run"]
 
 
 class Layer(NamedTuple):
-    """``act(bn(conv(values[x])) + values[residual])``; values are those given to :func:`run`, then layers' outputs."""
+    """``pool(act(bn(conv(values[x])) + values[residual]))``; values are those given to :func:`run`, then outputs."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
     activation: nn.Module | Activation | None
     x: int = 0
     residual: int | None = None
+    pool: nn.MaxPool2d | None = None
 
 
 class _Prepared(NamedTuple):
@@ -57,7 +58,7 @@ def run(owner: nn.Module, layers: Sequence[Layer], *given: Tensor) -> Tensor | N
     ``given`` are [N, C, H, W], of which each is read as a layer's ``x`` or ``residual``. ``owner`` is what the
     preparation is remembered for. Raises as :func:`fused_resnet.ops.conv_bn_add_act`.
     """
-    if _is_observed() or not all(type(t) is Tensor and t.is_cpu for t in given):
+    if is_observed() or not all(type(t) is Tensor and t.is_cpu for t in given):
         return None
     given = tuple(checks.channels_last(t) for t in given)
     state = _state(layers, given)
@@ -76,7 +77,7 @@ def run(owner: nn.Module, layers: Sequence[Layer], *given: Tensor) -> Tensor | N
     return out
 
 
-def _is_observed() -> bool:
+def is_observed() -> bool:
     """Whether anything could see an op, or make it more than its kernel."""
     return (
         torch.compiler.is_compiling()
@@ -100,12 +101,14 @@ def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] 
     ]
     for t in given:
         state += (t.shape, t.dtype)
-    for conv, bn, activation, x, residual in layers:
+    for conv, bn, activation, x, residual, pool in layers:
         weight, bias = conv._parameters.get("weight"), conv._parameters.get("bias")
         if uses_batch_statistics(bn) or type(weight) is not nn.Parameter or weight.is_inference():
             return None
         state += (id(weight), weight._version, weight.shape, weight.stride(), activation_of(activation), x, residual)
         state += (conv.stride, conv.padding, conv.dilation, conv.groups, bn.eps)
+        if pool is not None:
+            state += (pool.kernel_size, pool.stride, pool.padding)
         for t in (weight, bias, *_vectors(bn)):
             if t is None:
                 state.append(None)
@@ -127,14 +130,19 @@ def _prepare(layers: Sequence[Layer], given: Sequence[Tensor], state: tuple[Any,
     """Checks the layers as the op would, and packs their filters."""
     values, tensors = list(given), []
     steps: list[PreparedLayer] = []
-    for conv, norm, act, x, residual in layers:
+    for conv, norm, act, x, residual, max_pool in layers:
         bn, activation = BatchNorm(*(*_vectors(norm), norm.eps)), activation_of(act)
         geometry = Conv(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
-        step = PreparedLayer(values[x], conv.weight, conv.bias, bn, activation, geometry, x, residual)
-        shape = check(*step[:4], None if residual is None else values[residual], activation, geometry)
-        values.append(values[x].new_empty(()).expand(shape))  # something of its shape and type
+        addend = None if residual is None else values[residual]
+        shape = check(values[x], conv.weight, conv.bias, bn, addend, activation, geometry)
+        out, pool = values[x].new_empty(()).expand(shape), None  # something of its shape and type
+        if max_pool is not None:
+            pool = MaxPool(*(checks.pair(getattr(max_pool, name), name) for name in MaxPool._fields))
+            checks.check_max_pool(out, pool)
+            out = out[:, :, :1, :1].expand(*shape[:2], *pool.output_size(shape[2:]))
+        steps.append(PreparedLayer(values[x], conv.weight, conv.bias, bn, activation, geometry, x, residual, pool))
+        values.append(out)
         tensors += [t for t in (conv.weight, conv.bias, *bn[:4]) if t is not None]
-        steps.append(step)
     call = backends.prepare_convs(len(given), steps)
     # Detached tensors share the memory: while they live, no other tensor can have their address.
     return None if call is None else _Prepared(state, call, [*tensors, *(t.detach() for t in tensors)])

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
-from support.oracle import assert_close_three_way
+from support.oracle import assert_close_three_way, relative_error
 from support.parity import randomise_batch_norms, stock_twin
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -201,6 +201,33 @@ def test_settings_are_seen(monkeypatch: pytest.MonkeyPatch, calls: list[int]) ->
             torch.set_num_threads(threads)
     assert len(calls) == count + 2
     assert not torch.equal(winograd, direct) and not torch.equal(winograd_f2, direct)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet18": (fused_resnet.models.resnet18, 20),
+    "resnet50": (fused_resnet.models.resnet50, 53),
+    "resnet20": (fused_resnet.models.resnet20, 7),  # its stages two and three have shortcuts that are no convolution
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_one_call(name: str, calls: list[int]) -> None:
+    make, layers = NETWORKS[name]
+    model = randomise_batch_norms(make()).eval()
+    x = torch.randn(2, 3, 40, 40)
+    twin = stock_twin(model)
+    with torch.no_grad():
+        assert relative_error(model(x), twin(x)) < 1e-5
+        assert (calls == [layers]) == (name != "resnet20")
+        seen: list[Tensor] = []
+        calls.clear()
+        handle = model.layer2[1].register_forward_hook(lambda module, args, output: seen.append(output))
+        assert relative_error(model(x), twin(x)) < 1e-5
+        assert len(seen) == 1 and len(calls) > 1
+        handle.remove()
+        before = seen[0].clone()
+        model(-x)
+        assert torch.equal(seen[0], before)  # what a hook has seen is nobody's working memory
 
 
 class Functions(TorchFunctionMode):

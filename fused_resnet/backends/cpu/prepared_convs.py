@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpu
-from ..arguments import PreparedLayer
+from ..arguments import MaxPool, PreparedLayer
 from . import native
 from .engine import Engine
 from .packed_filters import packed_filter
@@ -21,7 +21,7 @@ class PreparedConvs:
 
     def __init__(self, given: int, layers: Sequence[PreparedLayer], engines: Sequence[Engine]) -> None:
         self._packed = [packed_filter(layer.weight, engine) for layer, engine in zip(layers, engines, strict=True)]
-        self._output_shape, self._dtype = engines[-1].output_shape, layers[0].x.dtype
+        self._output_shape, self._dtype = _output_shape(engines[-1], layers[-1].pool), layers[0].x.dtype
         arguments = [
             (
                 engine.arguments,
@@ -30,6 +30,7 @@ class PreparedConvs:
                 packed.data_ptr(),
                 native.pointer(layer.bias),
                 native.norm(layer.bn, self._dtype)[1],
+                _pool_shape(engine, layer.pool),
                 layer.x_value,
                 -1 if layer.residual_value is None else layer.residual_value,
                 _cpu.filter_fingerprint(engine.arguments, layer.weight.data_ptr()),
@@ -57,3 +58,17 @@ def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> PreparedConvs 
     if not all(v.dtype == dtype and v.is_contiguous() for v in vectors):
         return None
     return PreparedConvs(given, layers, engines)
+
+
+def _output_shape(engine: Engine, pool: MaxPool | None) -> tuple[int, int, int, int]:
+    n, k, *size = engine.output_shape
+    height, width = size if pool is None else pool.output_size((size[0], size[1]))
+    return n, k, height, width
+
+
+def _pool_shape(engine: Engine, pool: MaxPool | None) -> tuple[int, ...]:
+    """The fields of PoolShape in csrc/shapes.h; zeros where there is no pool."""
+    if pool is None:
+        return (0,) * 12
+    n, k, height, width = engine.output_shape
+    return n, height, width, k, *_output_shape(engine, pool)[2:], *pool.kernel_size, *pool.stride, *pool.padding
