@@ -42,6 +42,7 @@ KERNELS = (
     "strip_wgrad",
     "kernels",
     "multiply_add_peak",
+    "pointwise_conv",
     "winograd_conv",
     "winograd_wgrad",
 )
@@ -124,7 +125,7 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
-        for unit in ("isa", "workspace", "bindings"):
+        for unit in ("isa", "workspace", "prepared_convs", "bindings"):
             compile_unit(unit, unit, includes)
         n.build([str(target)], "link", objects)
 

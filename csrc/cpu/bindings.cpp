@@ -6,8 +6,11 @@
 #include <array>
 #include <cstdint>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "isa.h"
+#include "prepared_convs.h"
 #include "workspace.h"
 
 namespace py = pybind11;
@@ -26,6 +29,8 @@ using Shape = std::array<int64_t, 16>;                                     // th
 using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;            // the fields of FilterStrides
 using Conv = std::tuple<int, int, Shape, Strides, int>;                    // dtype, algorithm, ..., threads
 using Gradient = std::tuple<Address, Address, Address, Address, Address>;  // the fields of ConvGradient
+// conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint: the fields of PreparedLayer
+using Layer = std::tuple<Conv, Act, Address, Address, Address, Norm, Pool, int, int, uint64_t>;
 
 void* pointer(Address address) {
   return reinterpret_cast<void*>(address);
@@ -115,6 +120,28 @@ void conv_bn_add_act(const Conv& conv, const Act& act, Address x, Address weight
                                     pointer(bias), batch_norm(bn), pointer(residual), pointer(out)});
 }
 
+uint64_t fingerprint(const Conv& conv, Address weight) {
+  return filter_fingerprint(conv_args(conv), pointer(weight));
+}
+
+PreparedConvs prepared_convs(size_t given, const std::vector<Layer>& layers) {
+  std::vector<PreparedLayer> prepared;
+  for (const auto& [conv, act, weight, packed, bias, bn, pool, x, residual, fingerprint] : layers)
+    prepared.push_back({{conv_args(conv), activation(act), nullptr, pointer(weight), pointer(packed), pointer(bias),
+                         batch_norm(bn), nullptr, nullptr},
+                        unpack<PoolShape>(pool),
+                        x,
+                        residual,
+                        fingerprint});
+  return {given, std::move(prepared)};
+}
+
+bool run_prepared(const PreparedConvs& convs, const std::vector<Address>& given, Address out) {
+  std::vector<const void*> values;
+  for (const Address address : given) values.push_back(pointer(address));
+  return convs.run(values, pointer(out));
+}
+
 double multiply_add_peak(int dtype, int threads, double seconds) {
   return active_kernels().multiply_add_peak(DType(dtype), threads, seconds);
 }
@@ -137,6 +164,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("conv_dgrad", &conv_dgrad, release);
   m.def("conv_wgrad", &conv_wgrad, release);
   m.def("conv_bn_add_act", &conv_bn_add_act, release);
+  m.def("filter_fingerprint", &fingerprint, "Changes with the filter, even where its version does not.");
+  py::class_<PreparedConvs>(m, "PreparedConvs", "Convolutions one after another, ready to be called again and again.")
+      .def(py::init(&prepared_convs), py::arg("given"), py::arg("layers"))
+      .def("run", &run_prepared, release, "False, with nothing done, where a filter has changed since it was packed.");
   m.def("multiply_add_peak", &multiply_add_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), release,
         "Floating-point operations a second that this many threads can do at most, as measured.");
   m.def(

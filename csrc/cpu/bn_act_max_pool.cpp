@@ -64,6 +64,34 @@ void bn_act_max_pool_kernel(const BnActMaxPoolArgs& a) {
   });
 }
 
+template <class T>
+void max_pool_kernel(const MaxPoolArgs& a) {
+  using S = Accumulate<T>;
+  const PoolShape& s = a.shape;
+  const auto* x = static_cast<const T*>(a.x);
+  auto* out = static_cast<T*>(a.out);
+  const int64_t elements = s.batch * s.height * s.width * s.channels;
+  for_each(s.batch * s.out_height, threads_for(elements, a.threads), [&](int, int64_t row) {
+    const Window h(row % s.out_height, s.stride_h, s.pad_h, s.kernel_h, s.height);
+    const int64_t top = row / s.out_height * s.height + h.origin;
+    for (int64_t ow = 0; ow < s.out_width; ++ow) {
+      const Window w(ow, s.stride_w, s.pad_w, s.kernel_w, s.width);
+      const int64_t to = (row * s.out_width + ow) * s.channels;
+      for (int64_t c = 0; c < s.channels; c += kLanes<S>) {
+        const int lanes = static_cast<int>(s.channels - c < kLanes<S> ? s.channels - c : kLanes<S>);
+        Vector<S> best = broadcast(-std::numeric_limits<S>::infinity());
+        for (int64_t i = h.begin; i < h.end; ++i) {
+          for (int64_t j = w.begin; j < w.end; ++j) {
+            const Vector<S> u = load(x + ((top + i) * s.width + w.origin + j) * s.channels + c, lanes);
+            best = (u > best) | (u != u) ? u : best;
+          }
+        }
+        store(out + to + c, best, lanes);
+      }
+    }
+  });
+}
+
 // A window that holds a pixel: where its output's channels begin, and the pixel's place in it.
 template <class S>
 struct Holder {
@@ -127,6 +155,10 @@ void launch_bn_act_max_pool(const BnActMaxPoolArgs& a) {
       bn_act_max_pool_kernel<typename decltype(type)::type, decltype(activation)::value>(a);
     });
   });
+}
+
+void launch_max_pool(const MaxPoolArgs& a) {
+  visit_dtype(a.dtype, [&](auto type) { max_pool_kernel<typename decltype(type)::type>(a); });
 }
 
 void launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs& a) {

@@ -3,6 +3,7 @@
 #include "conv_sinks.h"
 #include "conv_sources.h"
 #include "launchers.h"
+#include "pointwise.h"
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
@@ -19,6 +20,15 @@ void convolve(const ConvArgs& a, const void* weight, const void* packed, const S
     winograd_conv(m, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
   else
     gather_conv(plan, filter, ready, source, sink, threads);
+}
+
+template <class S, class InferenceSink>
+void infer(const ConvBnAddActArgs& a, const Source<S>& source, InferenceSink& sink) {
+  if (!is_pointwise_conv(a.conv.shape)) return convolve<S>(a.conv, a.weight, a.packed, source, sink);
+  const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
+  const S* packed =
+      a.packed ? static_cast<const S*>(a.packed) : packed_filter(a.conv, GatherPlan::forward(a.conv.shape), filter);
+  pointwise_conv<S>(a.conv.shape, packed, source, sink, threads_for_conv(a.conv));
 }
 
 template <class F>
@@ -44,7 +54,7 @@ void launch_conv_bn_add_act(const ConvBnAddActArgs& a) {
     visit_activation(a.activation.kind, [&](auto activation) {
       InferenceSink<T, decltype(activation)::value> sink(a);
       with_activated<T>(a.x, a.conv.shape.channels, {}, {Activation::identity, 0},
-                        [&](const auto& source) { convolve<Accumulate<T>>(a.conv, a.weight, a.packed, source, sink); });
+                        [&](const auto& source) { infer<Accumulate<T>>(a, source, sink); });
     });
   });
 }

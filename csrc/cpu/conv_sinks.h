@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "moments.h"
+#include "pointwise.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -183,7 +184,7 @@ class DgradSink final : public TensorSink<T> {
 
 // Norm, residual and activation, for inference.
 template <class T, Activation A>
-class InferenceSink final : public TensorSink<T> {
+class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
@@ -208,12 +209,32 @@ class InferenceSink final : public TensorSink<T> {
     });
   }
 
+  void finish_piece(const S* rows, int64_t pixel, int64_t count, int64_t channel, int64_t columns) override {
+    constexpr int N = kLanes<S>;
+    int64_t done = 0;
+    for (; done + N <= columns; done += N) finish_lanes<true>(rows + done, pixel, count, channel + done, N);
+    if (done < columns)
+      finish_lanes<false>(rows + done, pixel, count, channel + done, static_cast<int>(columns - done));
+  }
+
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
     if (residual_)
       ahead.add(residual_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
   }
 
  private:
+  template <bool kFull>
+  void finish_lanes(const S* rows, int64_t pixel, int64_t count, int64_t channel, int lanes) const {
+    const auto bn = norm_.channels_from(channel);
+    const Vector<S> bias = bias_.channels_from(channel).bias;
+    Tile<kFull> tile{pixel * this->channels_ + channel, channel, lanes};
+    for (int64_t i = 0; i < count; ++i, rows += kPanel<S>, tile.offset += this->channels_) {
+      Vector<S> z = bn(load(rows) + bias);
+      if (residual_) z += tile.load(residual_);
+      this->out_.store(tile, activate<A>(z, slope_));
+    }
+  }
+
   Norm<S> norm_, bias_;
   const T* residual_;
   S slope_;

@@ -14,6 +14,7 @@ const Kernels& kernels() {
       launch_bn_add_act_backward,
       launch_bn_act_max_pool,
       launch_bn_act_max_pool_backward,
+      launch_max_pool,
       conv_packed_size,
       launch_conv_pack,
       launch_conv_forward,

@@ -50,6 +50,15 @@ struct BnActMaxPoolArgs {
   uint8_t* indices;  // [N, OH, OW, C]
 };
 
+// out = max over each window of x, for inference: without indices
+struct MaxPoolArgs {
+  DType dtype;
+  PoolShape shape;
+  int threads;
+  const void* x;  // [N, H, W, C]
+  void* out;      // [N, OH, OW, C]
+};
+
 struct BnActMaxPoolBackwardArgs {
   DType dtype;
   ActivationArgs activation;
@@ -143,6 +152,7 @@ struct Kernels {
   void (*bn_add_act_backward)(const BnAddActBackwardArgs&);
   void (*bn_act_max_pool)(const BnActMaxPoolArgs&);
   void (*bn_act_max_pool_backward)(const BnActMaxPoolBackwardArgs&);
+  void (*max_pool)(const MaxPoolArgs&);
   int64_t (*conv_packed_size)(const ConvArgs&);
   void (*conv_pack)(const ConvPackArgs&);
   void (*conv_forward)(const ConvForwardArgs&);

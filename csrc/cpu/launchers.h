@@ -10,6 +10,7 @@ void launch_bn_add_act(const BnAddActArgs& a);
 void launch_bn_add_act_backward(const BnAddActBackwardArgs& a);
 void launch_bn_act_max_pool(const BnActMaxPoolArgs& a);
 void launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs& a);
+void launch_max_pool(const MaxPoolArgs& a);
 int64_t conv_packed_size(const ConvArgs& a);
 void launch_conv_pack(const ConvPackArgs& a);
 void launch_conv_forward(const ConvForwardArgs& a);

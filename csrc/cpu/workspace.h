@@ -9,7 +9,7 @@
 namespace fused_resnet {
 
 // What a buffer is for; an operation uses each at most once at a time.
-enum class Slot : int { filters, strips, tiles, gradients, products, sums, rows, count };
+enum class Slot : int { filters, strips, tiles, gradients, products, sums, rows, values, count };
 
 // At least `bytes` of uninitialised memory, aligned to a page, valid until the next call for this slot in this thread.
 void* workspace(Slot slot, size_t bytes);

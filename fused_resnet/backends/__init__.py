@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import PreparedLayer
+
 __all__ = [
     "Backend",
     "available_backends",
     "backends",
     "choose",
     "fallbacks",
+    "prepare_convs",
     "register",
     "requested_backend",
     "use_backend",
@@ -111,6 +114,23 @@ def choose(op: str, x: Tensor, *convolution: Any) -> Callable[..., Any]:
         _report_fallback(f"backend {name!r}, {op}: {reason}")
         name = "reference"
     return getattr(_module(name), op)
+
+
+def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> Callable[..., Any] | None:
+    """One function for all these layers of conv_bn_add_act, of the backend asked for or the device's default.
+
+    It takes the values that are given, so many, and returns the last layer's output. None where the backend
+    has nothing to prepare, or lacks a layer.
+    """
+    device = layers[0].x.device.type
+    name = requested_backend() or _default(device)
+    prepare = getattr(_module(name), "prepare_convs", None)
+    if prepare is None or device not in backends()[name].devices:
+        return None
+    if any(_module(name).unsupported("conv_bn_add_act", a.x, a.weight, a.conv) for a in layers):
+        return None
+    call: Callable[..., Any] | None = prepare(given, layers)
+    return call
 
 
 def fallbacks() -> dict[str, int]:

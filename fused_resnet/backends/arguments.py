@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchNorm", "Conv", "MaxPool", "accumulate_dtype"]
+__all__ = ["ACTIVATIONS", "Activation", "BatchNorm", "Conv", "MaxPool", "PreparedLayer", "accumulate_dtype"]
 
 # The order is the numbering of csrc/activation.h.
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
@@ -66,6 +66,23 @@ class MaxPool(NamedTuple):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the output for an input of ``size`` pixels."""
         return Conv(self.stride, self.padding, (1, 1), 1).output_size(size, self.kernel_size)
+
+
+class PreparedLayer(NamedTuple):
+    """Arguments of conv_bn_add_act and of a max pool after it, made ready; ``x`` counts by its shape and type alone.
+
+    Values are numbered: first those that each call gives, then the outputs of the layers.
+    """
+
+    x: Tensor  # [N, C, H, W]
+    weight: Tensor  # [K, C / groups, R, S]
+    bias: Tensor | None  # [K]
+    bn: BatchNorm  # [K]
+    activation: Activation
+    conv: Conv
+    x_value: int
+    residual_value: int | None
+    pool: MaxPool | None  # of the output
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import reference
-from .chain import chain, chain_runs, is_chain
+from . import prepared, reference
+from .chain import chain, chain_runs, is_chain, run_length
 from .deferred import Deferred, add_act, conv_bn_act, conv_bn_add_act, materialise, norm
 from .fused_module import FusedModule
+from .prepared import Layer
 from .recognise import activation_reason, batch_norm_reason, conv_bn_reason, is_norm
 
 __all__ = [
@@ -79,6 +80,36 @@ class FusedBlock(FusedConvs):
     def fused_parts(self) -> str:
         return super().fused_parts() + ", add" + ("" if self.downsample is None else ", downsample")
 
+    def forward(self, x: Any) -> Tensor:
+        if self.runs_stock(x):
+            return super().forward(x)
+        x = checks.channels_last(x)
+        if (layers := self.prepared_layers()) is not None and (out := prepared.run(self, layers, x)) is not None:
+            return out
+        pairs = [(getattr(self, conv), getattr(self, bn)) for conv, bn in self._convs]
+        y: Tensor | Deferred = x
+        for conv, bn in pairs[:-1]:
+            y = conv_bn_act(y, conv, bn, self.relu)
+        return conv_bn_add_act(y, *pairs[-1], self.shortcut(x), self.relu)
+
+    def prepared_layers(self, x: int = 0, first: int = 1) -> list[Layer] | None:
+        if type(self).forward is not FusedBlock.forward:
+            return None
+        modules: dict[str, Any] = self._modules
+        layers: list[Layer] = []
+        residual = x
+        if (shortcut := self.downsample) is not None:
+            pair: list[Any] = list(shortcut._modules.values())
+            if not is_chain(shortcut) or len(pair) != 2 or run_length(pair) != 2:
+                return None
+            layers.append(Layer(pair[0], pair[1], None, x))
+            residual = first
+        for conv, bn in self._convs:
+            layers.append(Layer(modules[conv], modules[bn], modules["relu"], x))
+            x = first + len(layers) - 1
+        layers[-1] = layers[-1]._replace(residual=residual)
+        return layers
+
     def shortcut(self, x: Tensor) -> Tensor | Deferred:
         """What the block adds, for its input ``x`` [N, C, H, W]."""
         if self.downsample is None:
@@ -94,26 +125,11 @@ class FusedBasicBlock(FusedBlock):
 
     _convs = (("conv1", "bn1"), ("conv2", "bn2"))
 
-    def forward(self, x: Any) -> Tensor:
-        if self.runs_stock(x):
-            return super().forward(x)
-        x = checks.channels_last(x)
-        y = conv_bn_act(x, self.conv1, self.bn1, self.relu)
-        return conv_bn_add_act(y, self.conv2, self.bn2, self.shortcut(x), self.relu)
-
 
 class FusedBottleneck(FusedBlock):
     """Mixin for ``Bottleneck``."""
 
     _convs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-
-    def forward(self, x: Any) -> Tensor:
-        if self.runs_stock(x):
-            return super().forward(x)
-        x = checks.channels_last(x)
-        y = conv_bn_act(x, self.conv1, self.bn1, self.relu)
-        y = conv_bn_act(y, self.conv2, self.bn2, self.relu)
-        return conv_bn_add_act(y, self.conv3, self.bn3, self.shortcut(x), self.relu)
 
 
 class FusedConvBNAct2d(FusedConvs):

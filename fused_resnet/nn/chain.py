@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import reference
+from . import prepared, reference
 from .deferred import conv_bn_act, defer, materialise, max_pool
 from .fused_module import FusedModule
+from .prepared import Layer
 from .recognise import activation_reason, call_reason, conv_bn_reason, is_norm, max_pool_reason
 
 __all__ = [
@@ -147,10 +148,32 @@ class FusedResNet(FusedChain):
     def forward(self, x: Any) -> Any:
         if self.runs_stock(x):
             return super().forward(x)
-        x = materialise(chain([getattr(self, name) for name in self._stem], x))
-        for name in self._stages:
-            x = getattr(self, name)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        layers = None if prepared.is_observed() else self._prepared_layers(x)
+        features = None if layers is None else prepared.run(self, layers, x)
+        if features is None:
+            features = materialise(chain([getattr(self, name) for name in self._stem], x))
+            for name in self._stages:
+                features = getattr(self, name)(features)
+        return self.fc(torch.flatten(self.avgpool(features), 1))
+
+    def _prepared_layers(self, x: Tensor) -> list[Layer] | None:
+        """All up to the average pooling as layers; None where something else would run than these."""
+        stem: list[Any] = [getattr(self, name) for name in self._stem]
+        if run_length(stem) != len(stem):
+            return None
+        conv, bn, act, *pool = stem
+        layers = [Layer(conv, bn, act, pool=pool[0] if pool else None)]
+        for stage in (getattr(self, name) for name in self._stages):
+            if not is_chain(stage):
+                return None
+            for block in stage._modules.values():
+                if not isinstance(block, FusedModule) or call_reason(block) is not None or block.runs_stock(x):
+                    return None
+                more = block.prepared_layers(len(layers), len(layers) + 1)
+                if more is None:
+                    return None
+                layers += more
+        return layers
 
 
 class FusedCifarResNet(FusedResNet):

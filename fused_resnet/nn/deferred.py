@@ -22,6 +22,7 @@ from .. import ops
 from ..backends.arguments import Activation, BatchNorm
 from ..functional import batch_statistics, check_batch, needs_gradient
 from ..ops import checks
+from . import prepared
 from .batch_norm import StatisticsUpdate, running_batch_norm, uses_batch_statistics
 from .recognise import IDENTITY, activation_of
 from .synchronise import process_group, synchronised_statistics
@@ -55,6 +56,10 @@ def conv_bn_act(
     activation: nn.Module | Activation | None = None,
 ) -> Tensor | Deferred:
     """``act(bn(conv(x)))`` [N, K, OH, OW]: deferred where a gradient or batch statistics need the raw output."""
+    if isinstance(x, Tensor):
+        y = prepared.run(conv, (prepared.Layer(conv, bn, activation),), x)
+        if y is not None:
+            return y
     if not isinstance(x, Deferred) and _is_inference(x, conv, bn):
         return _convolve_to_the_end(x, conv, bn, None, activation)
     return defer(x, conv, bn, activation)
@@ -68,6 +73,10 @@ def conv_bn_add_act(
     activation: nn.Module | Activation | None = None,
 ) -> Tensor:
     """``act(bn(conv(x)) + residual)`` [N, K, OH, OW]: the end of a block."""
+    if isinstance(x, Tensor) and isinstance(residual, Tensor):
+        y = prepared.run(conv, (prepared.Layer(conv, bn, activation, 0, 1),), x, residual)
+        if y is not None:
+            return y
     if not isinstance(x, Deferred) and not isinstance(residual, Deferred) and _is_inference(x, conv, bn, residual):
         return _convolve_to_the_end(x, conv, bn, residual, activation)
     return add_act(defer(x, conv, bn), residual, activation)

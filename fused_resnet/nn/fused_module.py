@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .plan import Plan, at, is_plain
+from .prepared import Layer
 from .recognise import global_hook_reason
 
 __all__ = ["FusedByPlan", "FusedModule", "fused_class"]
@@ -47,6 +48,13 @@ class FusedModule(nn.Module):
         return (
             not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active() or global_hook_reason() is not None
         )
+
+    def prepared_layers(self, x: int = 0, first: int = 1) -> list[Layer] | None:
+        """What the fused forward does as layers for :func:`.prepared.run`; None where they cannot say all of it.
+
+        Value ``x`` is its input, and ``first`` is to be the first layer's output.
+        """
+        return None
 
     def unfusable(self) -> str | None:
         """Why nothing of this module can be fused as it is now, or None."""

@@ -14,7 +14,7 @@ from .. import backends
 from ..backends.arguments import Activation, BatchNorm, Conv
 from . import _library, checks
 
-__all__ = ["conv_bn_add_act"]
+__all__ = ["check", "conv_bn_add_act"]
 
 
 class _Arguments(NamedTuple):
@@ -55,6 +55,21 @@ class _Arguments(NamedTuple):
         checks.check_conv(self.x, self.weight, self.bias, self.conv)
         checks.check_residual(self.residual, self.output_shape, self.x)
         checks.check_batch_norm(self.x, self.bn, channels=self.weight.shape[0])
+
+
+def check(
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [K, C / groups, R, S]
+    bias: Tensor | None,  # [K]
+    bn: BatchNorm,  # [K]
+    residual: Tensor | None,  # [N, K, OH, OW]
+    activation: Activation,
+    conv: Conv,
+) -> tuple[int, int, int, int]:
+    """The shape of the output [N, K, OH, OW]. Raises as the op does; no data is read."""
+    arguments = _Arguments(x, weight, bias, *bn, residual, *activation, *conv)  # type: ignore[arg-type]
+    arguments.check()
+    return arguments.output_shape
 
 
 _SCHEMA = (

@@ -28,6 +28,11 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    torch._dynamo.reset()  # all blocks share one forward, and the limit of recompilations is the process's
+
+
 def fused(model: nn.Module) -> nn.Module:
     fused_resnet.fuse(model)
     return model

@@ -18,6 +18,7 @@ from .bn_add_act import bn_add_act, bn_add_act_backward
 from .conv_algorithm import conv_algorithm, is_depthwise
 from .conv_bn_add_act import conv_bn_add_act
 from .engine import free_workspace, workspace_bytes
+from .prepared_convs import prepare_convs
 
 __all__ = [
     "bn_act_conv",
@@ -31,6 +32,7 @@ __all__ = [
     "free_workspace",
     "is_depthwise",
     "isa",
+    "prepare_convs",
     "set_isa",
     "supported_isas",
     "unsupported",

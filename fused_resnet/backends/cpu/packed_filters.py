@@ -1,7 +1,8 @@
 """Filters packed for inference: once for each weight, and anew when the weight has changed.
 
 A packed filter lives as long as its weight. It is remembered with the weight's version, which PyTorch counts up at
-every change in place, and address, which changes with ``.data``.
+changes in place, address, which changes with ``weight.data = ...``, and fingerprint, which changes with
+``weight.data.mul_(2)``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def packed_filter(weight: Tensor, engine: Engine) -> Tensor:
     dtype, algorithm, shape, strides, _ = engine.arguments
     geometry = shape[6:9], shape[3], shape[15], shape[9:15]  # K, R, S; C; groups; stride, padding, dilation
     version = None if weight.is_inference() else weight._version
-    key = (_cpu.isa(), dtype, algorithm, geometry, strides, weight.data_ptr(), version)
+    fingerprint = _cpu.filter_fingerprint(engine.arguments, engine.weight.data_ptr())
+    key = (_cpu.isa(), dtype, algorithm, geometry, strides, weight.data_ptr(), version, fingerprint)
     known, packed = _packed.get(weight, (None, None))
     if known != key or version is None:
         packed = native.advised(torch.empty(_cpu.conv_packed_size(engine.arguments), dtype=engine.weight.dtype))
