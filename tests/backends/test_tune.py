@@ -50,6 +50,19 @@ def test_a_broken_file_counts_as_empty_and_is_replaced(file: Path, text: str) ->
     assert tune.lookup("a") == "b"
 
 
+def test_a_disk_that_is_full_leaves_the_file_as_it_was(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune.store({"a": "b"})
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match="no space"):
+        tune.store({"a": "c"})
+    assert tune.lookup("a") == "b"
+    assert [p.name for p in sorted(file.parent.iterdir())] == ["tune.json", "tune.lock"]
+
+
 def test_concurrent_writers_lose_nothing(file: Path) -> None:
     code = (
         "import sys; from fused_resnet.backends import tune\n"

@@ -33,7 +33,7 @@ def bn_act_conv(
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [N, K, OH, OW], its mean [K] and biased variance [K] (both empty without ``statistics``)."""
-    fused = FusedConv.of(x, weight, conv)
+    fused = FusedConv.of("bn_act_conv", x, weight, conv)
     if fused is not None:
         return fused.forward(x, bn, activation, bias, statistics)
     u = _prologue(x, bn, activation)
@@ -58,7 +58,7 @@ def bn_act_conv_backward(
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """g_x [N, C, H, W], g_bn [4, C], g_weight, g_bias; ``output_mask`` asks for (x and bn, weight, bias)."""
-    fused = FusedConv.of(x, weight, conv)
+    fused = FusedConv.of("bn_act_conv_backward", x, weight, conv)
     if fused is not None:
         return fused.backward(g_y, g_mean, g_var, x, bn, activation, weight, y, y_mean, output_mask)
     g = g_y

@@ -23,7 +23,7 @@ def conv_bn_add_act(
     conv: Conv,
 ) -> Tensor:
     """out [N, K, OH, OW]."""
-    fused = FusedConv.of(x, weight, conv)
+    fused = FusedConv.of("conv_bn_add_act", x, weight, conv)
     if fused is not None:
         return fused.bn_add_act(x, bias, bn, residual, activation)
     y = F.conv2d(x, weight, bias, *conv).contiguous(memory_format=torch.channels_last)

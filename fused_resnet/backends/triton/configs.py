@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile", "product_configs"]
+__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile"]
 
 
 class Config(NamedTuple):
@@ -47,11 +47,6 @@ def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_l
         rows = min(_power_of_two(pixels), 1024)
         columns = min(_power_of_two(channels), elements // rows)
     return Config({"BM": rows, "BC": columns}, warps, stages)
-
-
-def product_configs(itemsize: int) -> list[Config]:
-    """The tiles of a matrix product of elements of ``itemsize`` bytes."""
-    return [Config({"BM": m, "BN": n, "BK": k}, warps, stages) for m, n, k, warps, stages in PRODUCT[itemsize]]
 
 
 def _power_of_two(n: int) -> int:

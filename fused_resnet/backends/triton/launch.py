@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import reference
 from ..arguments import BatchNorm
+from ..precision import tf32_is_allowed
 from .configs import Config
 
 __all__ = ["View", "ceil_div", "dense_norm", "float32_precision", "launch", "reference_if_empty"]
@@ -58,8 +59,7 @@ def float32_precision(x: Tensor) -> str:
     """How a product of float32 tiles is computed: in TF32 where PyTorch's own convolutions would be."""
     if forced_precision is not None:
         return forced_precision
-    allowed = x.dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if allowed else "ieee"
+    return "tf32" if x.dtype == torch.float32 and x.is_cuda and tf32_is_allowed() else "ieee"
 
 
 def run(kernel: Any, programs: int, device: torch.device, config: Config, *args: Any, **constants: Any) -> None:
