@@ -225,7 +225,15 @@ void fail(const char* format, ...) {
 }
 
 const char* error_text(cudaError_t error) {
-  return error == cudaErrorLaunchFailure ? failure.c_str() : "invalid argument";
+  switch (error) {
+    case cudaErrorLaunchFailure: return failure.c_str();
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle: return "the stream is of a device that is not the current one";
+    case cudaErrorIllegalAddress: return "an argument points to memory of a device that is not the current one";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureImplicit: return "a launch to the legacy stream while another is capturing";
+    default: return "invalid argument";
+  }
 }
 
 void wait_in(State state) {
@@ -262,11 +270,6 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*
   happens_after(&grid_end);
   end_grid_shared();  // frees what the threads wrote to
   return error;
-}
-
-cudaError_t zero_async(void* data, size_t bytes, cudaStream_t) {
-  std::memset(data, 0, bytes);
-  return cudaSuccess;
 }
 
 void block_barrier(const char* file, int line, int site) {
