@@ -13,12 +13,13 @@ if find_spec("triton") is not None:
 import pytest
 import torch
 from cuda_on_cpu import cuda_emulated
+from cuda_on_cpu.selection import VARIANTS, is_worth_emulating, variant
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
 from fused_resnet.backends import available_backends, backends, use_backend
 
 # Each backend: the CPU one with every instruction set this processor has, the CUDA kernels run on the CPU.
-TARGETS = ["reference", "cuda_emulated"]
+TARGETS = ["reference", "cuda_emulated", *(f"cuda_emulated-{name}" for name in VARIANTS)]
 if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
@@ -28,10 +29,11 @@ if "triton" in available_backends():  # under the strict interpreter, with convo
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would only repeat another test, interpreted: see triton_strict.selection."""
-    if find_spec("triton") is not None:
-        config.hook.pytest_deselected(items=[item for item in items if not is_worth_interpreting(item)])
-        items[:] = [item for item in items if is_worth_interpreting(item)]
+    """Leaves out what would only repeat another test: see triton_strict.selection and cuda_on_cpu.selection."""
+    rules = [is_worth_emulating, *([is_worth_interpreting] if find_spec("triton") is not None else [])]
+    kept = [all(rule(item) for rule in rules) for item in items]
+    config.hook.pytest_deselected(items=[item for item, keep in zip(items, kept, strict=True) if not keep])
+    items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
 
 
 @pytest.fixture(autouse=True)
@@ -60,16 +62,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test once on each backend and variant of it; under ``-m gpu`` on the device."""
-    name, _, variant = request.param.partition("-")
+    name, _, kind = request.param.partition("-")
     with ExitStack() as stack:
         if name == "cpu":
             stack.callback(cpu.set_isa, cpu.isa())
-            cpu.set_isa(variant)
+            cpu.set_isa(kind)
         if name == "triton":
-            monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", variant)
+            monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", kind)
             monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
         if name == "cuda_emulated":
             cuda_emulated.ensure()
+            stack.enter_context(variant(kind, monkeypatch))
         if name == "cuda":
             if reason := backends()[name].unavailable:
                 pytest.skip(reason)
