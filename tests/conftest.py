@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from pathlib import Path
 
 if find_spec("triton") is not None:
     import triton_strict  # noqa: F401 (before anything imports triton)
@@ -16,7 +17,7 @@ from cuda_on_cpu import cuda_emulated
 from cuda_on_cpu.selection import VARIANTS, is_worth_emulating, variant
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
-from fused_resnet.backends import available_backends, backends, use_backend
+from fused_resnet.backends import available_backends, backends, tune, use_backend
 
 # Each backend: the CPU one with every instruction set this processor has, the CUDA kernels run on the CPU.
 TARGETS = ["reference", "cuda_emulated", *(f"cuda_emulated-{name}" for name in VARIANTS)]
@@ -39,6 +40,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_tuned() -> Iterator[None]:
+    """What was tuned on this machine is none of the tests' matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSED_RESNET_TUNE_FILE", "/nonexistent/tune.json")
+        tune.clear_cache()
+        yield
+
+
+@pytest.fixture
+def tune_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tune file of the test's own, which does not exist yet."""
+    path = tmp_path / "cache" / "tune.json"
+    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(path))
+    tune.clear_cache()
+    yield path
+    tune.clear_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import tune
+from .arguments import Conv
+from .precision import tf32_is_allowed
 
-__all__ = ["Tuned", "choose", "force", "tuned_choices"]
+__all__ = ["Tuned", "choose", "force", "key", "tuned_choices"]
 
 _KERNEL = ".kernel"
 
@@ -43,16 +46,34 @@ _forced: ContextVar[Mapping[str, str] | None] = ContextVar("fused_resnet_forced_
 _asked: ContextVar[dict[str, Question] | None] = ContextVar("fused_resnet_asked_choices", default=None)
 
 
-def choose(backend: str, slot: str, names: tuple[str, ...], default: str, x: Tensor, *shape: object) -> str:
+def choose(
+    backend: str,
+    slot: str,
+    names: tuple[str, ...],
+    default: str,
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor | None = None,  # [K, C / groups, R, S], of a convolution
+    conv: Conv | None = None,
+) -> str:
     """The name forced or tuned for ``slot``, else ``default``; an unknown name in the file counts as none."""
     asked, forced = _asked.get(), _forced.get()
     if asked is None and forced is None and not tune.has_choices():
         return default
-    key = tune.key(backend, x.device, slot, x.dtype, x.shape, *shape)
+    line = key(backend, slot, x, weight, conv)
     if asked is not None:
-        asked[slot] = Question(key, names)
-    name = (forced or {}).get(slot) or tune.lookup(key)
+        asked[slot] = Question(line, names)
+    name = (forced or {}).get(slot) or tune.lookup(line)
     return name if name in names else default
+
+
+def key(backend: str, slot: str, x: Tensor, weight: Tensor | None = None, conv: Conv | None = None) -> str:
+    """Under which a choice is kept: device, type and shape, and whether float32 may be multiplied in tf32."""
+    shape: tuple[object, ...] = (x.shape,)
+    if weight is not None and conv is not None:
+        shape += (weight.shape, *conv)
+        if x.dtype == torch.float32 and tf32_is_allowed():
+            shape += ("tf32",)
+    return tune.key(backend, x.device, slot, x.dtype, *shape)
 
 
 def tuned_choices(

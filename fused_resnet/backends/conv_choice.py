@@ -15,9 +15,8 @@ from torch import Tensor
 
 from .arguments import Conv
 from .choices import choose
-from .precision import tf32_is_allowed
 
-__all__ = ["ConvKernels", "is_bound_by_bytes", "shape_of"]
+__all__ = ["ConvKernels", "is_bound_by_bytes"]
 
 
 class ConvKernels(NamedTuple):
@@ -42,7 +41,7 @@ class ConvKernels(NamedTuple):
         name = self.forced()
         if name is None:
             names, default = (self.ours, self.library), self.ours if by_default else self.library
-            name = choose(self.backend, f"{op}.kernel", names, default, x, *shape_of(x, weight, conv))
+            name = choose(self.backend, f"{op}.kernel", names, default, x, weight, conv)
         return name == self.ours
 
 
@@ -54,9 +53,3 @@ def is_bound_by_bytes(dtype: torch.dtype, weight_shape: Sequence[int], conv: Con
     return (
         dtype.itemsize == 2 and weight_shape[2] == weight_shape[3] == 1 and conv.padding == (0, 0) and conv.groups == 1
     )
-
-
-def shape_of(x: Tensor, weight: Tensor, conv: Conv) -> tuple[object, ...]:
-    """What a convolution's choices depend on beside the type and shape of ``x``."""
-    shape = (weight.shape, *conv)
-    return (*shape, "tf32") if x.dtype == torch.float32 and tf32_is_allowed() else shape

@@ -25,12 +25,10 @@ VERSION = 1
 
 def tune_file() -> Path:
     """Where choices are kept."""
-    return _path(os.environ.get("FUSED_RESNET_TUNE_FILE"), os.environ.get("XDG_CACHE_HOME"))
-
-
-@cache  # every call of an op asks
-def _path(file: str | None, cache_home: str | None) -> Path:
-    return Path(file) if file else Path(cache_home or Path.home() / ".cache") / "fused_resnet" / "tune.json"
+    asked = os.environ.get("FUSED_RESNET_TUNE_FILE")
+    if asked:
+        return Path(asked)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fused_resnet" / "tune.json"
 
 
 @cache
@@ -48,12 +46,12 @@ def key(backend: str, device: torch.device, slot: str, dtype: torch.dtype, *shap
 
 def has_choices() -> bool:
     """Whether the file holds anything."""
-    return bool(_kept(tune_file()))
+    return bool(_kept())
 
 
 def lookup(line: str) -> str | None:
     """The choice kept under a :func:`key`, or None. The file is read once in a process."""
-    return _kept(tune_file()).get(line)
+    return _kept().get(line)
 
 
 def store(choices: dict[str, str]) -> None:
@@ -79,9 +77,9 @@ def clear_cache() -> None:
     _kept.cache_clear()
 
 
-@cache
-def _kept(path: Path) -> dict[str, str]:
-    return _read(path)
+@cache  # every call of an op asks: not even the environment is looked at again
+def _kept() -> dict[str, str]:
+    return _read(tune_file())
 
 
 def _read(path: Path) -> dict[str, str]:

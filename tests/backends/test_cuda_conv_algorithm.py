@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fused_resnet.backends import tune
 from fused_resnet.backends.arguments import Conv
-from fused_resnet.backends.conv_choice import shape_of
+from fused_resnet.backends.choices import key
 from fused_resnet.backends.cuda.conv_algorithm import conv_tile
 
 Case = tuple[str, Tensor, Tensor, Conv]
@@ -19,8 +19,7 @@ ENVIRONMENT = "FUSED_RESNET_CUDA_CONV"
 
 
 @pytest.fixture(autouse=True)
-def nothing_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(tmp_path / "tune.json"))
+def nothing_forced(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
 
 
@@ -77,25 +76,22 @@ def test_unknown_name_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_tuned_comes_before_the_default_and_after_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    op, x, weight, conv = three = case(kernel=3, padding=1)
-
-    def key(slot: str) -> str:
-        return tune.key("cuda", x.device, f"{op}.{slot}", x.dtype, x.shape, *shape_of(x, weight, conv))
-
-    tune.store({key("kernel"): "fused", key("tile"): "large"})
+    op, *rest = three = case(kernel=3, padding=1)
+    kernel, tile = (key("cuda", f"{op}.{slot}", *rest) for slot in ("kernel", "tile"))
+    tune.store({kernel: "fused", tile: "large"})
     assert conv_tile(*three) == "large"
     assert conv_tile("bn_act_conv_backward", *three[1:]) is None  # another op
     assert conv_tile(*case(kernel=3, padding=1, batch=3)) is None  # another shape
     monkeypatch.setenv(ENVIRONMENT, "cudnn")
     assert conv_tile(*three) is None
     monkeypatch.setenv(ENVIRONMENT, "auto")
-    tune.store({key("tile"): "huge"})  # what an older version may have written
+    tune.store({tile: "huge"})  # what an older version may have written
     assert conv_tile(*three) == "automatic"
 
 
 def test_float32_with_and_without_tf32_are_told_apart() -> None:
-    _, x, weight, conv = case(dtype=torch.float32)
+    op, *rest = case(dtype=torch.float32)
     with convolutions_in("tf32"):
-        tf32 = shape_of(x, weight, conv)
+        tf32 = key("cuda", op, *rest)
     with convolutions_in("ieee"):
-        assert shape_of(x, weight, conv) != tf32
+        assert key("cuda", op, *rest) != tf32

@@ -29,9 +29,8 @@ TILES = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in 
 
 
 @pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def ours(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "implicit_product")
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(tmp_path / "tune.json"))
 
 
 @pytest.mark.parametrize(("dtype", "tile"), TILES, ids=lambda v: str(v).removeprefix("torch."))

@@ -17,11 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache" / "tune.json"
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(path))
-    tune.clear_cache()
-    return path
+def file(tune_file: Path) -> Path:
+    return tune_file
 
 
 def test_a_choice_is_found_again(file: Path) -> None:

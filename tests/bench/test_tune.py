@@ -38,9 +38,8 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
     monkeypatch.setattr(op_calls, "create_model", lambda name: Tiny())
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(tmp_path / "tune.json"))
     for name in ("CUDA", "TRITON"):
         monkeypatch.delenv(f"FUSED_RESNET_{name}_CONV", raising=False)
 

@@ -36,7 +36,7 @@ thread_local int current_device = 0;
 std::map<uintptr_t, Range> placed;  // by its first address
 Stream* captured_stream;
 std::unique_ptr<Graph> captured;
-bool capture_is_broken;
+bool capture_is_broken, capture_is_kept;
 
 cudaError_t refuse_while_capturing() {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
@@ -105,7 +105,7 @@ cudaError_t submit(cudaStream_t handle, Work work, const void* arguments, size_t
     capture_is_broken = true;
     return cudaErrorStreamCaptureImplicit;
   }
-  captured->push_back(std::move(work));
+  if (capture_is_kept) captured->push_back(std::move(work));
   return cudaSuccess;
 }
 
@@ -136,10 +136,11 @@ extern "C" void cuda_on_cpu_destroy_stream(void* stream) {
   delete static_cast<Stream*>(stream);
 }
 
-extern "C" void cuda_on_cpu_begin_capture(void* stream) {
+// Without `keep` the launches are forgotten: to measure what the host does for them.
+extern "C" void cuda_on_cpu_begin_capture(void* stream, bool keep) {
   captured_stream = static_cast<Stream*>(stream);
   captured = std::make_unique<Graph>();
-  capture_is_broken = false;
+  capture_is_broken = false, capture_is_kept = keep;
 }
 
 // The graph, null where something was refused.

@@ -58,6 +58,18 @@ class Runtime:
         finally:
             self.library.cuda_on_cpu_destroy_stream(ctypes.c_void_p(stream))
 
+    @contextmanager
+    def launching_into_nothing(self) -> Iterator[None]:
+        """Launches cost what the host does before the driver, and are forgotten."""
+        stream = self.library.cuda_on_cpu_create_stream(0)
+        self.library.cuda_on_cpu_begin_capture(ctypes.c_void_p(stream), False)
+        try:
+            with mock.patch.object(native, "queue", lambda x: (0, stream)):
+                yield
+        finally:
+            self.library.cuda_on_cpu_destroy_graph(ctypes.c_void_p(self.library.cuda_on_cpu_end_capture()))
+            self.library.cuda_on_cpu_destroy_stream(ctypes.c_void_p(stream))
+
     def place(self, x: Tensor, device: int) -> None:
         storage = x.untyped_storage()
         address, size = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
@@ -70,7 +82,7 @@ class Runtime:
     def capture(self, stream: int) -> Iterator[Graph]:
         """Launches to the stream are kept in the graph; its handle is None where something was refused."""
         graph = Graph(self)
-        self.library.cuda_on_cpu_begin_capture(ctypes.c_void_p(stream))
+        self.library.cuda_on_cpu_begin_capture(ctypes.c_void_p(stream), True)
         try:
             with NothingComputes() as nothing:
                 graph.memory = nothing.memory

@@ -7,14 +7,15 @@ overrules it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import Conv
 from ..choices import choose
-from ..conv_choice import ConvKernels, is_bound_by_bytes, shape_of
+from ..conv_choice import ConvKernels, is_bound_by_bytes
 
 __all__ = ["CONV_KERNELS", "TILES", "conv_tile"]
 
@@ -26,26 +27,32 @@ TILES = ("automatic", "small", "large")
 _MOST = 2**29  # what the kernels count in 32 bits stays below it: see make_geometry in csrc/cuda/conv_dispatch.h
 
 
+class _Facts(NamedTuple):
+    """What follows from types and shapes alone."""
+
+    has_kernel: bool  # there is something to compute, and the fused kernels can
+    has_whole_chunks: bool  # of 16 bytes, which the kernels copy without touching a register
+    is_ours_by_default: bool
+
+
 def conv_tile(op: str, x: Tensor, weight: Tensor, conv: Conv) -> str | None:
     """The tile of our kernel for ``op`` on x [N, C, H, W], None where cuDNN is to compute it.
 
     Raises ValueError for an unknown name in ``FUSED_RESNET_CUDA_CONV``.
     """
-    if not _has_kernel(x.dtype, x.shape, weight.shape, conv):
+    facts = _facts(x.dtype, x.shape, weight.shape, conv)
+    if not facts.has_kernel or not CONV_KERNELS.is_ours(op, facts.is_ours_by_default, x, weight, conv):
         return None
-    # Channels in chunks of 16 bytes, which the kernels copy without touching a register.
-    has_whole_chunks = weight.shape[0] // conv.groups % 8 == weight.shape[1] % 8 == 0
-    by_default = has_whole_chunks and is_bound_by_bytes(x.dtype, weight.shape, conv)
-    if not CONV_KERNELS.is_ours(op, by_default, x, weight, conv):
-        return None
-    if x.element_size() == 4 or not has_whole_chunks:  # of which there is one tile
+    if x.element_size() == 4 or not facts.has_whole_chunks:  # of which there is one tile
         return TILES[0]
-    return choose("cuda", f"{op}.tile", TILES[1:], TILES[0], x, *shape_of(x, weight, conv))
+    return choose("cuda", f"{op}.tile", TILES[1:], TILES[0], x, weight, conv)
 
 
-def _has_kernel(dtype: torch.dtype, x_shape: Sequence[int], weight_shape: Sequence[int], conv: Conv) -> bool:
-    """There is something to compute, and the fused kernels can."""
-    n, channels, height, width = x_shape
-    out_height, out_width = conv.output_size((height, width), (weight_shape[2], weight_shape[3]))
-    sizes = (n * height * width, n * out_height * out_width, channels, weight_shape[0])
-    return dtype != torch.float64 and min(sizes) > 0 and max(sizes) < _MOST
+@lru_cache(4096)  # every call of a layer has the same
+def _facts(dtype: torch.dtype, x_shape: torch.Size, weight_shape: torch.Size, conv: Conv) -> _Facts:
+    (n, channels, height, width), (k, group_channels, r, s) = x_shape, weight_shape
+    out_height, out_width = conv.output_size((height, width), (r, s))
+    sizes = (n * height * width, n * out_height * out_width, channels, k)
+    has_kernel = dtype != torch.float64 and min(sizes) > 0 and max(sizes) < _MOST
+    has_whole_chunks = k // conv.groups % 8 == group_channels % 8 == 0
+    return _Facts(has_kernel, has_whole_chunks, has_whole_chunks and is_bound_by_bytes(dtype, weight_shape, conv))

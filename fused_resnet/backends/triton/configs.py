@@ -7,6 +7,7 @@ bits, and the smallest device in the gate has 64. The sizes are what compiled wi
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 __all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile"]
@@ -38,6 +39,7 @@ PARTS = 1024
 FOLD = 64
 
 
+@lru_cache(4096)  # every call of a layer has the same
 def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_last: bool, stages: int = 1) -> Config:
     """A tile of that many elements at most, [BM pixels, BC channels], long in the direction memory runs."""
     if channels_last:

@@ -33,7 +33,7 @@ class Statistics(NamedTuple):
         """None where no gradient reaches the statistics."""
         if g_mean is None or g_var is None:
             return None
-        mean, g_mean, g_var = (v.detach().contiguous() for v in (mean, g_mean, g_var))
+        mean, g_mean, g_var = (v.contiguous() for v in (mean, g_mean, g_var))
         return Statistics(y, mean, g_mean, g_var, y.shape[1] / y.numel())
 
 
