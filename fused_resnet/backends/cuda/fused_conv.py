@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv, accumulate_dtype
+from ..library_conv import bias_gradient
 from ..precision import tf32_is_allowed
 from . import native
 from .conv_algorithm import TILES, conv_tile
@@ -125,9 +126,7 @@ class FusedConv(NamedTuple):
         if output_mask[1]:
             g_weight = self._wgrad(gradient, x, norm, activation, weight)
         if output_mask[2]:
-            # The shares of the variance, about the mean, add up to zero.
-            g_bias = g_y.sum((0, 2, 3), dtype=accumulate_dtype(x.dtype))
-            g_bias = (g_bias if g_mean is None else g_bias + g_mean).to(weight.dtype)
+            g_bias = bias_gradient(g_y, g_mean, weight.dtype)
         del vectors, kept
         return g_x, g_bn, g_weight, g_bias
 
