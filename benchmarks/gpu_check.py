@@ -1,19 +1,23 @@
 """``make gpu-check``: what only a GPU can tell, in ten minutes, as one JSON and one page to keep.
 
-The op suite on the device, compute-sanitizer on a part of it, the bandwidth of each kernel beside a measured copy, and
-the training of ResNet-50. A part that fails or is not installed is reported as such, and the others run.
+The op suite on the device, compute-sanitizer on a part of it, ``fused-resnet tune``, the bandwidth of each kernel
+beside a measured copy, and the training of ResNet-50. A part that fails or is not installed is reported as such, and
+the others run. ``--dry-run`` goes the same way on the CPU's execution of the kernels, at small sizes: its numbers mean
+nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +25,57 @@ from torch import Tensor
 import fused_resnet
 from fused_resnet.backends import backends, cuda
 from fused_resnet.backends.arguments import Activation, BatchNorm, MaxPool
+from fused_resnet.bench.device_time import median_ms
 
-__all__ = ["bandwidths", "main", "page"]
+__all__ = ["DEVICE", "DRY_RUN", "Plan", "bandwidths", "main", "page"]
 
-TESTS = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/ops")
-SANITIZED = "test_matches_stock and not 130"
-BENCH = ("bench", "resnet50", "--device", "cuda", "--dtype", "bf16", "--batch", "128", "--rounds", "5")
-VARIANTS = ("--variants", "fused,channels_last,compile", "--allocator", "default")
 RELU, SILU = Activation("relu"), Activation("silu")
 POOL = MaxPool((3, 3), (2, 2), (1, 1))
+PARTS = ("tests", "compute_sanitizer", "tune", "bench")
+
+# Registers the backend cuda_emulated, of the tests, before the command line runs.
+_EMULATED = "import sys; from cuda_on_cpu import cuda_emulated as e; e.ensure(); from fused_resnet.cli import main; "
+
+
+class Plan(NamedTuple):
+    """What is run, and where; commands without the Python that runs them, and the seconds each may take."""
+
+    device: str
+    tests: tuple[str, ...]
+    sanitized: str  # which of the tests under compute-sanitizer
+    tune: tuple[str, ...]
+    bench: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]  # [N, C, H, W] of the bandwidths
+    dtypes: tuple[torch.dtype, ...]
+
+
+DEVICE = Plan(
+    device="cuda",
+    tests=("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/ops"),
+    sanitized="test_matches_stock and not 130",
+    tune=("-m", "fused_resnet", "tune", "resnet50", "--batch", "128", "--dtype", "bf16"),
+    bench=(
+        *("-m", "fused_resnet", "bench", "resnet50", "--device", "cuda", "--dtype", "bf16", "--batch", "128"),
+        *("--rounds", "5", "--variants", "fused,channels_last,compile", "--allocator", "default"),
+    ),
+    shapes=((64, 64, 112, 112), (64, 256, 56, 56), (64, 2048, 7, 7)),
+    dtypes=(torch.bfloat16, torch.float32),
+)
+DRY_RUN = Plan(
+    device="cpu",
+    tests=("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_bn_add_act.py", "-k", "emulated and empty"),
+    sanitized="nothing",
+    tune=(
+        *("-c", f"{_EMULATED}sys.exit(main(sys.argv[1:]))", "tune", "fused_resnet:resnet20", "--batch", "1"),
+        *("--size", "4", "--dtype", "fp32", "--backend", "cuda_emulated", "--mode", "infer", "--rounds", "1"),
+    ),
+    bench=(
+        *("-m", "fused_resnet", "bench", "fused_resnet:resnet20", "--batch", "2", "--image-size", "8", "--rounds", "1"),
+        *("--threads", "1", "--variants", "fused,eager", "--allocator", "default"),
+    ),
+    shapes=((2, 8, 8, 8),),
+    dtypes=(torch.float32,),
+)
 
 
 def run(command: list[str], timeout_s: float) -> dict[str, Any]:
@@ -79,23 +125,25 @@ def bandwidths(x: Tensor, time_ms: Callable[[Callable[[], Any]], float]) -> list
     return rows
 
 
-def _device_ms(call: Callable[[], Any]) -> float:
-    """Median of 20 calls by CUDA events, after three to warm up."""
+def _bandwidth_rows(plan: Plan) -> Iterator[dict[str, Any]]:
+    device = torch.device(plan.device)
+    for dtype in plan.dtypes:
+        for shape in plan.shapes:
+            x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            yield from bandwidths(x, _device_ms)
+
+
+def _device_ms(call: Callable[[], Any], rounds: int = 20) -> float:
+    """Median after three calls to warm up."""
     for _ in range(3):
         call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(20)]
-    for begin, end in events:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in events)[len(events) // 2]
+    return median_ms({"": call}, torch.device("cuda" if torch.cuda.is_available() else "cpu"), rounds)[""]
 
 
 def page(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [f"# gpu-check on {result['device']}", "", f"fused_resnet {result['version']}, torch {result['torch']}", ""]
-    for part in ("tests", "compute_sanitizer", "bench"):
+    for part in PARTS:
         verdict = "passed" if result[part]["ok"] else "**not passed**"
         lines += [f"## {part}", "", verdict, "", "```", result[part]["tail"].strip(), "```", ""]
     lines += ["## Bandwidth", "", "| kernel | shape | dtype | GB/s | of a copy |", "|---|---|---|---|---|"]
@@ -107,36 +155,43 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(folder: Path = Path(".")) -> int:
+def main(plan: Plan = DEVICE, folder: Path = Path(".")) -> int:
     """Runs everything and writes ``gpu-check.json`` and ``gpu-check.md``; 0 where all passed, 2 without a device."""
-    if reason := backends()["cuda"].unavailable:
+    if plan.device == "cuda" and (reason := backends()["cuda"].unavailable):
         print(f"gpu-check: {reason}", file=sys.stderr)
         return 2
-    sanitizer = shutil.which("compute-sanitizer")
-    images = [
-        torch.randn(shape, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
-        for dtype in (torch.bfloat16, torch.float32)
-        for shape in ((64, 64, 112, 112), (64, 256, 56, 56), (64, 2048, 7, 7))
-    ]
-    bench_json = folder / "gpu-check-bench.json"
+    if plan.device == "cpu":
+        from cuda_on_cpu import cuda_emulated
+
+        cuda_emulated.ensure()
+        os.environ["FUSED_RESNET_TUNE_FILE"] = str(folder / "gpu-check-tuned.json")  # answers that mean nothing
+    sanitizer, python = shutil.which("compute-sanitizer"), sys.executable
+    kept = {part: folder / f"gpu-check-{part}.json" for part in ("tune", "bench")}
+    sanitized = [str(sanitizer), python, *plan.tests, "-k", plan.sanitized]
     result = {
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if plan.device == "cuda" else "no device: a dry run",
         "version": fused_resnet.info()["version"],
         "torch": torch.__version__,
-        "tests": run([sys.executable, *TESTS], 240),
-        "compute_sanitizer": run([sanitizer, sys.executable, *TESTS, "-k", SANITIZED], 120)
-        if sanitizer
+        "tests": run([python, *plan.tests], 200),
+        "compute_sanitizer": run(sanitized, 100)
+        if sanitizer and plan.device == "cuda"
         else {"ok": True, "tail": "compute-sanitizer is not installed"},
-        "bandwidths": [row for x in images for row in bandwidths(x, _device_ms)],
-        "bench": run([sys.executable, "-m", "fused_resnet", *BENCH, *VARIANTS, "--json", str(bench_json)], 240),
+        "tune": run([python, *plan.tune, "--json", str(kept["tune"])], 90),
+        "bandwidths": list(_bandwidth_rows(plan)),
+        "bench": run([python, *plan.bench, "--json", str(kept["bench"])], 180),
     }
-    result["bench_rows"] = json.loads(bench_json.read_text())["rows"] if bench_json.exists() else []
+    for part, path in kept.items():
+        result[f"{part}_rows"] = json.loads(path.read_text())["rows"] if path.exists() else []
     (folder / "gpu-check.json").write_text(json.dumps(result, indent=1))
     (folder / "gpu-check.md").write_text(page(result))
     print(f"wrote {folder / 'gpu-check.json'} and {folder / 'gpu-check.md'}")
     ran = re.search(r"\d+ passed", result["tests"]["tail"]) is not None  # all skipped is no success
-    return 0 if ran and all(result[part]["ok"] for part in ("tests", "compute_sanitizer", "bench")) else 1
+    return 0 if ran and all(result[part]["ok"] for part in PARTS) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, at small sizes; PYTHONPATH=tests")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where the files go")
+    asked = parser.parse_args()
+    sys.exit(main(DRY_RUN if asked.dry_run else DEVICE, asked.folder))

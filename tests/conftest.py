@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from pathlib import Path
 
 if find_spec("triton") is not None:
     import triton_strict  # noqa: F401 (before anything imports triton)
@@ -13,12 +14,13 @@ if find_spec("triton") is not None:
 import pytest
 import torch
 from cuda_on_cpu import cuda_emulated
+from cuda_on_cpu.selection import VARIANTS, is_worth_emulating, variant
 
 from fused_resnet import get_float32_conv_precision, set_float32_conv_precision
-from fused_resnet.backends import available_backends, backends, use_backend
+from fused_resnet.backends import available_backends, backends, tune, use_backend
 
 # Each backend: the CPU one with every instruction set this processor has, the CUDA kernels run on the CPU.
-TARGETS = ["reference", "cuda_emulated"]
+TARGETS = ["reference", "cuda_emulated", *(f"cuda_emulated-{name}" for name in VARIANTS)]
 if "cpu" in available_backends():
     from fused_resnet.backends import cpu
 
@@ -28,15 +30,35 @@ if "triton" in available_backends():  # under the strict interpreter, with convo
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would only repeat another test, interpreted: see triton_strict.selection."""
-    if find_spec("triton") is not None:
-        config.hook.pytest_deselected(items=[item for item in items if not is_worth_interpreting(item)])
-        items[:] = [item for item in items if is_worth_interpreting(item)]
+    """Leaves out what would only repeat another test: see triton_strict.selection and cuda_on_cpu.selection."""
+    rules = [is_worth_emulating, *([is_worth_interpreting] if find_spec("triton") is not None else [])]
+    kept = [all(rule(item) for rule in rules) for item in items]
+    config.hook.pytest_deselected(items=[item for item, keep in zip(items, kept, strict=True) if not keep])
+    items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_tuned() -> Iterator[None]:
+    """What was tuned on this machine is none of the tests' matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSED_RESNET_TUNE_FILE", "/nonexistent/tune.json")
+        tune.clear_cache()
+        yield
+
+
+@pytest.fixture
+def tune_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tune file of the test's own, which does not exist yet."""
+    path = tmp_path / "cache" / "tune.json"
+    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(path))
+    tune.clear_cache()
+    yield path
+    tune.clear_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -60,16 +82,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test once on each backend and variant of it; under ``-m gpu`` on the device."""
-    name, _, variant = request.param.partition("-")
+    name, _, kind = request.param.partition("-")
     with ExitStack() as stack:
         if name == "cpu":
             stack.callback(cpu.set_isa, cpu.isa())
-            cpu.set_isa(variant)
+            cpu.set_isa(kind)
         if name == "triton":
-            monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", variant)
+            monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", kind)
             monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
         if name == "cuda_emulated":
             cuda_emulated.ensure()
+            stack.enter_context(variant(kind, monkeypatch))
         if name == "cuda":
             if reason := backends()[name].unavailable:
                 pytest.skip(reason)

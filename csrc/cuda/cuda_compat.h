@@ -47,6 +47,14 @@ inline cudaError_t zero_async(void* data, size_t bytes, cudaStream_t stream) {
   return cudaMemsetAsync(data, 0, bytes, stream);
 }
 
+inline cudaError_t get_device(int* device) {
+  return cudaGetDevice(device);
+}
+
+inline cudaError_t set_device(int device) {
+  return cudaSetDevice(device);
+}
+
 inline const char* error_text(cudaError_t error) {
   return cudaGetErrorString(error);
 }
@@ -54,7 +62,9 @@ inline const char* error_text(cudaError_t error) {
 #else
 
 using cuda_on_cpu::error_text;
+using cuda_on_cpu::get_device;
 using cuda_on_cpu::launch;
+using cuda_on_cpu::set_device;
 using cuda_on_cpu::zero_async;
 
 #endif

@@ -9,13 +9,8 @@ const char* launch_error_text(LaunchError error) {
 }
 
 LaunchError exchange_device(int device, int* previous) {
-#ifdef __CUDACC__
-  if (const cudaError_t error = cudaGetDevice(previous)) return error;
-  return device == *previous ? cudaSuccess : cudaSetDevice(device);
-#else
-  *previous = device;
-  return cudaSuccess;
-#endif
+  if (const cudaError_t error = get_device(previous)) return error;
+  return device == *previous ? cudaSuccess : set_device(device);
 }
 
 }  // namespace fused_resnet

@@ -1,8 +1,10 @@
-"""How exact a float32 convolution must be: the one setting, process-wide, that backends read."""
+"""How exact a float32 convolution must be: our setting, process-wide, and PyTorch's own, that backends read."""
 
 from __future__ import annotations
 
-__all__ = ["PRECISIONS", "get_float32_conv_precision", "set_float32_conv_precision"]
+import torch
+
+__all__ = ["PRECISIONS", "get_float32_conv_precision", "set_float32_conv_precision", "tf32_is_allowed"]
 
 PRECISIONS = ("high", "highest")
 
@@ -27,3 +29,8 @@ def set_float32_conv_precision(precision: str) -> None:
 def get_float32_conv_precision() -> str:
     """``"high"`` or ``"highest"``: see :func:`set_float32_conv_precision`."""
     return _precision
+
+
+def tf32_is_allowed() -> bool:
+    """Whether PyTorch lets a GPU's convolutions of float32 round to tf32, ten bits of mantissa; so then may ours."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

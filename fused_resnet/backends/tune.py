@@ -13,12 +13,12 @@ import json
 import os
 import tempfile
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 
-__all__ = ["clear_cache", "device_name", "key", "lookup", "store", "tune_file"]
+__all__ = ["clear_cache", "device_name", "has_choices", "key", "lookup", "store", "tune_file"]
 
 VERSION = 1
 
@@ -37,15 +37,21 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+@lru_cache(4096)
 def key(backend: str, device: torch.device, slot: str, dtype: torch.dtype, *shape: object) -> str:
     """One line for a choice: what is chosen (``slot``), on which device, for which type and shape."""
     sizes = " ".join("x".join(map(str, s)) if isinstance(s, (tuple, torch.Size)) else str(s) for s in shape)
     return f"{backend} | {device_name(device)} | {slot} | {str(dtype).removeprefix('torch.')} | {sizes}"
 
 
+def has_choices() -> bool:
+    """Whether the file holds anything."""
+    return bool(_kept())
+
+
 def lookup(line: str) -> str | None:
     """The choice kept under a :func:`key`, or None. The file is read once in a process."""
-    return _kept(tune_file()).get(line)
+    return _kept().get(line)
 
 
 def store(choices: dict[str, str]) -> None:
@@ -56,8 +62,13 @@ def store(choices: dict[str, str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         document = {"version": VERSION, "choices": {**_read(path), **choices}}
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            json.dump(document, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+            try:
+                json.dump(document, file, indent=1, sort_keys=True)
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
     clear_cache()
 
 
@@ -66,9 +77,9 @@ def clear_cache() -> None:
     _kept.cache_clear()
 
 
-@cache
-def _kept(path: Path) -> dict[str, str]:
-    return _read(path)
+@cache  # every call of an op asks: not even the environment is looked at again
+def _kept() -> dict[str, str]:
+    return _read(tune_file())
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from .fuse import fuse
 from .info import info
 from .profile import profile
 from .train import train
+from .tune import tune
 
 __all__ = ["main"]
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (bench, compare, fuse, info, profile, train):
+for command in (bench, compare, fuse, info, profile, train, tune):
     app.command()(command)
 
 # The base of errors in arguments: click's, which typer brings along under names that change with its version.

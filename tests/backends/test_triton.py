@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from support.cases import image
 
 pytest.importorskip("triton")
 from support.parity import assert_parity, randomise_batch_norms, weighted_sum
+from support.precision import convolutions_in
 from triton_strict import checks, only_programs, program_order
 
 import fused_resnet
 from fused_resnet import nn, use_backend
+from fused_resnet.backends import choices, tune
 from fused_resnet.backends import triton as backend
-from fused_resnet.backends import tune
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv
 from fused_resnet.backends.triton import configs, conv_choice, launch, tuning
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
@@ -27,9 +29,8 @@ TILES = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in 
 
 
 @pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def ours(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "implicit_product")
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(tmp_path / "tune.json"))
 
 
 @pytest.mark.parametrize(("dtype", "tile"), TILES, ids=lambda v: str(v).removeprefix("torch."))
@@ -101,17 +102,13 @@ def test_offsets_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(out[0, -64:, -1, 0], x[0, -64:, -1, 0])
 
 
-def test_float32_products_follow_pytorchs_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_products_follow_pytorchs_setting() -> None:
     class OnCuda:
         dtype, is_cuda = torch.float32, True
 
-    before = torch.backends.cudnn.conv.fp32_precision
-    try:
-        for setting in ("tf32", "ieee"):
-            torch.backends.cudnn.conv.fp32_precision = setting
+    for setting in ("tf32", "ieee"):
+        with convolutions_in(setting):
             assert launch.float32_precision(OnCuda()) == setting
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
     assert launch.float32_precision(torch.zeros(1)) == "ieee"
 
 
@@ -126,18 +123,26 @@ def test_which_convolutions_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours(torch.bfloat16, 1) and ours(torch.float16, 1)
     assert not ours(torch.float32, 1) and not ours(torch.bfloat16, 3) and not ours(torch.bfloat16, 1, groups=2)
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "fastest")
-    with pytest.raises(ValueError, match="expected one of implicit_product, library, got 'fastest'"):
+    with pytest.raises(ValueError, match="expected auto, implicit_product or library, got 'fastest'"):
         ours(torch.bfloat16, 1)
 
 
+def tune_by_a_clock_that_likes_the_last(call: Callable[[], object]) -> list[choices.Tuned]:
+    def measure(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        for candidate in candidates.values():
+            candidate()
+        return {name: -float(place) for place, name in enumerate(candidates)}
+
+    found = list(choices.tuned_choices(call, measure))
+    tune.store({tuned.key: tuned.chosen for tuned in found})
+    return found
+
+
 def test_tuned_choices_are_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock says that the last candidate of each choice is the fastest: so these run from then on."""
     monkeypatch.delenv("FUSED_RESNET_TRITON_CONV")
     args = checks.CASES["bn_act_conv, 1x1"][1](torch.bfloat16)
-    clock = iter(range(100, 0, -1))
-    found = tuning.tune("bn_act_conv", args, lambda call: call() and next(clock))
-    assert sorted(found.values()) == ["64x64x32", "library"]
-    assert all(tune.lookup(line) == choice for line, choice in found.items())
+    found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
+    assert {t.slot: t.chosen for t in found} == {"bn_act_conv": "64x64x32", "bn_act_conv.kernel": "library"}
     assert tuning.product("bn_act_conv", args[0], args[3], args[5]).tile == {"BM": 64, "BN": 64, "BK": 32}
     assert not conv_choice.implicit_product("bn_act_conv", args[0], args[3], args[5])
     assert conv_choice.implicit_product("bn_act_conv", args[0][:1], args[3], args[5])  # another shape
@@ -147,11 +152,9 @@ def test_tuning_changes_no_argument() -> None:
     for op, case in (("bn_add_act_backward", "bn_add_act_backward"), ("bn_act_conv_backward", PRODUCTS[3])):
         args = checks.CASES[case][1](torch.float32)
         before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-        tuning.tune(op, args, lambda call: call() and 1.0)
+        tune_by_a_clock_that_likes_the_last(lambda op=op, args=args: getattr(backend, op)(*args))
         for a, b in zip(args, before, strict=True):
             assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
-    with pytest.raises(ValueError, match=r"op: expected one of bn_add_act, .*got 'conv'"):
-        tuning.tune("conv", ())
 
 
 def test_opcheck() -> None:

@@ -24,12 +24,12 @@ from fused_resnet.backends import reference
 from fused_resnet.backends import triton as backend
 from fused_resnet.backends.arguments import Activation, Conv, MaxPool
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
-from fused_resnet.backends.triton.configs import product_configs
+from fused_resnet.backends.triton.configs import PRODUCT
 
 RELU, POOL = Activation("relu"), MaxPool((3, 3), (2, 2), (1, 1))
 BF16 = torch.bfloat16
 N, C, K, SIZE = 2, 64, 128, 16
-TILE = product_configs(2)[0].tile
+TILE = dict(zip(("BM", "BN", "BK"), PRODUCT[2][0], strict=False))
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache" / "tune.json"
-    monkeypatch.setenv("FUSED_RESNET_TUNE_FILE", str(path))
-    tune.clear_cache()
-    return path
+def file(tune_file: Path) -> Path:
+    return tune_file
 
 
 def test_a_choice_is_found_again(file: Path) -> None:
@@ -48,6 +45,19 @@ def test_a_broken_file_counts_as_empty_and_is_replaced(file: Path, text: str) ->
     with pytest.warns(RuntimeWarning, match="ignores"):
         tune.store({"a": "b"})
     assert tune.lookup("a") == "b"
+
+
+def test_a_disk_that_is_full_leaves_the_file_as_it_was(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune.store({"a": "b"})
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match="no space"):
+        tune.store({"a": "c"})
+    assert tune.lookup("a") == "b"
+    assert [p.name for p in sorted(file.parent.iterdir())] == ["tune.json", "tune.lock"]
 
 
 def test_concurrent_writers_lose_nothing(file: Path) -> None:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import torch
 from cuda_on_cpu import cuda_emulated
+from support.precision import convolutions_in
 
 from fused_resnet.backends import use_backend
-
-
-@contextmanager
-def convolutions_in(precision: str) -> Iterator[None]:
-    """PyTorch's own setting of how convolutions of float32 may round: ``ieee`` or ``tf32``."""
-    setting = torch.backends.cudnn.conv
-    before, setting.fp32_precision = setting.fp32_precision, precision
-    yield
-    setting.fp32_precision = before
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ What the default choice sends to it is covered by tests/ops too; here every conv
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from support.cases import TOLERANCE, assert_op_matches_stock, batch_norm, image
 from support.oracle import assert_close_three_way, relative_error
 
 from fused_resnet import ops
-from fused_resnet.backends.cuda.fused_conv import use_tile
+from fused_resnet.backends.choices import force
 
 pytestmark = pytest.mark.usefixtures("fused", "one_thread")
 
@@ -37,6 +38,11 @@ CASES = {
     "one-channel": ((2, 1, 4, 4), 1, 3, 1, 1, 1, 1),
     "window-in-padding": ((1, 8, 2, 2), 8, 3, 2, 3, 1, 1),
 }
+
+
+def tile_of(size: str) -> AbstractContextManager[None]:
+    """Within this context blocks compute tiles of this size."""
+    return force({f"{op}.tile": size for op in ("bn_act_conv", "bn_act_conv_backward")})
 
 
 def case(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
@@ -67,7 +73,7 @@ def test_activations(activation: str, bn: bool) -> None:
 def test_large_tile_matches_stock(name: str, dtype: torch.dtype) -> None:
     x, weight, geometry = case(name, dtype)
     args = (x, batch_norm(x.shape[1]), "relu", weight, *geometry)
-    with use_tile("large"):
+    with tile_of("large"):
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype)
 
 
@@ -76,7 +82,7 @@ def test_work_for_a_whole_device_is_computed_in_large_tiles() -> None:
     x, weight = image(108, 8, 16, 8, dtype=torch.bfloat16), torch.randn(128, 8, 1, 1).bfloat16()
 
     def statistics(tile: str, x: torch.Tensor) -> torch.Tensor:
-        with use_tile(tile):
+        with tile_of(tile):
             return torch.cat(ops.bn_act_conv(x, None, "identity", weight)[1:])
 
     assert not torch.equal(statistics("small", x), statistics("large", x))

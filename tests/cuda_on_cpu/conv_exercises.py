@@ -43,7 +43,7 @@ class Inputs:
         self.weight = (torch.randn(weight_shape) * (c * weight_shape[2] * weight_shape[3]) ** -0.5).half()
         self.bn = BatchNorm(torch.randn(c), torch.rand(c) + 0.5, torch.randn(c), torch.randn(c) + 1, 1e-5)
         with mock.patch.dict(os.environ, FUSED_RESNET_CUDA_CONV="fused"):
-            fused = FusedConv.of(self.x, self.weight, self.conv)
+            fused = FusedConv.of("bn_act_conv", self.x, self.weight, self.conv)
         assert fused is not None
         self.fused = fused
 

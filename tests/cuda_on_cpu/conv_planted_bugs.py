@@ -34,8 +34,8 @@ CONV_BUGS = {
         "  __syncthreads();  // the sums take the tile's memory\n",
         "",
         "conv_dgrad",
-        "plain",
-        _ORACLE,
+        "tsan",
+        _RACE,
     ),
     "conv-waits-for-one-stage-too-few": (
         "conv_forward.cu",

@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -50,18 +52,41 @@ const char* error_text(cudaError_t);
 
 cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*body)(void*), void* arguments);
 
+// Runs work, or keeps it where the stream is being captured: see streams.cpp.
+cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work, const void* arguments, size_t bytes);
+
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t,
-                   Arguments... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                   cudaStream_t stream, Arguments... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
-  } call{kernel, {Parameters(arguments)...}};
-  const auto body = [](void* c) { std::apply(static_cast<Call*>(c)->kernel, static_cast<Call*>(c)->arguments); };
-  return run_grid(grid, block, dynamic_shared_bytes, body, &call);
+  };
+  const auto call = std::make_shared<Call>(Call{kernel, {Parameters(arguments)...}});
+  const auto run = [=] {
+    const auto body = [](void* c) { std::apply(static_cast<Call*>(c)->kernel, static_cast<Call*>(c)->arguments); };
+    return run_grid(grid, block, dynamic_shared_bytes, body, call.get());
+  };
+  return submit(stream, run, &call->arguments, sizeof(call->arguments));
 }
 
-cudaError_t zero_async(void* data, size_t bytes, cudaStream_t);
+inline cudaError_t zero_async(void* data, size_t bytes, cudaStream_t stream) {
+  const auto run = [=] {
+    std::memset(data, 0, bytes);
+    return cudaSuccess;
+  };
+  return submit(stream, run, &data, sizeof(data));
+}
+
+cudaError_t get_device(int* device);
+cudaError_t set_device(int device);
+
+// What a launcher must not call.
+cudaError_t allocate(void** data, size_t bytes);
+cudaError_t release(void* data);
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind);
+cudaError_t synchronize();
+cudaError_t synchronize_stream(cudaStream_t);
 
 void check_aligned(const void* p, size_t bytes, const char* what);
 
@@ -150,6 +175,12 @@ inline int width_or_warp(int width = 32) {
   static const char name##_key = 0; \
   auto& name = *static_cast<T(*)[size]>(::cuda_on_cpu::static_shared(&name##_key, sizeof(T) * (size)))
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::cuda_on_cpu::dynamic_shared())
+
+#define cudaMalloc ::cuda_on_cpu::allocate
+#define cudaFree ::cuda_on_cpu::release
+#define cudaMemcpy ::cuda_on_cpu::copy
+#define cudaDeviceSynchronize ::cuda_on_cpu::synchronize
+#define cudaStreamSynchronize ::cuda_on_cpu::synchronize_stream
 
 #define threadIdx (::cuda_on_cpu::self->index)
 #define blockIdx (::cuda_on_cpu::block_index)

@@ -196,6 +196,27 @@ std::vector<int> run(const std::string& name) {
   throw std::invalid_argument("no probe of this name: " + name);
 }
 
+// Calls what a launcher must not, and returns the error's text.
+std::string call(const std::string& name, uintptr_t stream) {
+  int from = 1, to = 0;
+  void* data = nullptr;
+  cudaError_t error = cudaSuccess;
+  if (name == "allocate") {
+    if (!(error = cudaMalloc(&data, 4))) error = cudaFree(data);
+  } else if (name == "free") {
+    error = cudaFree(nullptr);
+  } else if (name == "copy") {
+    error = cudaMemcpy(&to, &from, sizeof(to), cudaMemcpyDefault);
+  } else if (name == "synchronize") {
+    error = cudaDeviceSynchronize();
+  } else if (name == "synchronize_stream") {
+    error = cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(stream));
+  } else {
+    throw std::invalid_argument("no call of this name: " + name);
+  }
+  return error == cudaSuccess ? "" : error_text(error);
+}
+
 void multiply(const std::string& type, uintptr_t a, uintptr_t b, uintptr_t c) {
   const auto matrices = [&](auto element, auto kernel) {
     using T = decltype(element);
@@ -216,4 +237,5 @@ void multiply(const std::string& type, uintptr_t a, uintptr_t b, uintptr_t c) {
 PYBIND11_MODULE(_cuda, m) {
   m.def("run", &run);
   m.def("multiply", &multiply);
+  m.def("call", &call);
 }

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -43,8 +44,13 @@ void* kernel_arguments;
 struct alignas(8) Place {
   char unused[8];
 };
-std::vector<Place> places;  // of every block: one for its barrier, 32 for its warps
+// Of every block: two for its barrier, two for each of 32 warps. One would do for a barrier that nobody passes before
+// all have left it: here a thread may reach the next before another goes on from this one, which must not seem to know
+// of it.
+constexpr size_t kMeetings = 33, kPlaces = 2 * kMeetings;
+std::vector<Place> places;
 size_t first_place;
+size_t generations[kMeetings];  // how often they met
 Place grid_begin, grid_end;
 
 void run_thread() {
@@ -91,6 +97,7 @@ bool release_warp(Thread* const* warp, size_t size) {
     Lane* lanes[32];
     if (warp[i]->state != State::at_warp_collective || !gather_warp(warp, size, warp[i], lanes)) continue;
     warp[i]->combine(lanes, warp[i]->mask);
+    ++generations[1 + warp[i]->warp];
     for (Lane* lane : lanes) {
       if (lane) static_cast<Thread*>(lane)->state = State::ready;
     }
@@ -113,6 +120,7 @@ void release_barrier(const std::vector<Thread*>& threads) {
     }
   }
   for (Thread* thread : threads) thread->state = State::ready;
+  ++generations[0];
 }
 
 [[noreturn]] void report_deadlock(const std::vector<Thread*>& threads) {
@@ -183,14 +191,15 @@ void run_blocks(size_t shared_bytes, uint64_t seed) {
   std::vector<size_t> blocks(size_t(grid_size.x) * grid_size.y * grid_size.z);
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), random);
-  places.assign(blocks.size() * 33, Place{});
+  places.assign(blocks.size() * kPlaces, Place{});
   const size_t count = size_t(block_size.x) * block_size.y * block_size.z;
   std::vector<Thread*> threads(count);
   // 0xff is NaN in every type; 0x7f the largest finite number in some: a result that depends on it depends on the seed.
   const unsigned char poison = seed % 2 ? 0x7f : 0xff;
   size_t started = 0;
   for (const size_t block : blocks) {
-    first_place = block * 33;
+    first_place = block * kPlaces;
+    std::fill(std::begin(generations), std::end(generations), 0);
     block_index = {unsigned(block % grid_size.x), unsigned(block / grid_size.x % grid_size.y),
                    unsigned(block / grid_size.x / grid_size.y)};
     begin_shared(shared_bytes, kSharedLimitBytes, poison);
@@ -225,7 +234,15 @@ void fail(const char* format, ...) {
 }
 
 const char* error_text(cudaError_t error) {
-  return error == cudaErrorLaunchFailure ? failure.c_str() : "invalid argument";
+  switch (error) {
+    case cudaErrorLaunchFailure: return failure.c_str();
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle: return "the stream is of a device that is not the current one";
+    case cudaErrorIllegalAddress: return "an argument points to memory of a device that is not the current one";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureImplicit: return "a launch to the legacy stream while another is capturing";
+    default: return "invalid argument";
+  }
 }
 
 void wait_in(State state) {
@@ -235,11 +252,11 @@ void wait_in(State state) {
 }
 
 void* block_place() {
-  return &places[first_place];
+  return &places[first_place + generations[0] % 2];
 }
 
 void* warp_place(unsigned warp) {
-  return &places[first_place + 1 + warp];
+  return &places[first_place + 2 * (1 + warp) + generations[1 + warp] % 2];
 }
 
 cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*body)(void*), void* arguments) {
@@ -264,17 +281,13 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*
   return error;
 }
 
-cudaError_t zero_async(void* data, size_t bytes, cudaStream_t) {
-  std::memset(data, 0, bytes);
-  return cudaSuccess;
-}
-
 void block_barrier(const char* file, int line, int site) {
   Thread* thread = current();
   thread->file = file, thread->line = line, thread->barrier_site = site;
-  happens_before(block_place());
+  void* const place = block_place();
+  happens_before(place);
   wait_in(State::at_block_barrier);
-  happens_after(block_place());
+  happens_after(place);
 }
 
 }  // namespace cuda_on_cpu

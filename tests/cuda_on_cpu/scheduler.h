@@ -53,7 +53,7 @@ void end_grid_shared();  // what TSan builds keep until then
 void copy_unseen(void* to, const void* from, size_t bytes);
 void fill_unseen(void* to, unsigned char value, size_t bytes);
 
-// Places where threads meet: TSan's happens-before addresses, fresh for each block.
+// Places where threads meet next: TSan's happens-before addresses, fresh for each block.
 void* block_place();
 void* warp_place(unsigned warp);
 

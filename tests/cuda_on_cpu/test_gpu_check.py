@@ -1,11 +1,17 @@
-"""The parts of ``make gpu-check`` that run without a GPU: every kernel call, the table, and the refusal."""
+"""``make gpu-check`` as far as it runs without a GPU: a dry run of all of it, the table, and the refusal."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import gpu_check
 import pytest
 import torch
-from cuda_on_cpu import cuda_emulated
+from cuda_on_cpu import build, cuda_emulated
 
 from fused_resnet.backends import backends
 
@@ -31,10 +37,23 @@ def test_every_kernel_has_a_row_that_counts_its_bytes() -> None:
         "bn_act_max_pool": round(1 + pooled, 3),
         "bn_act_max_pool_backward": round(2 + pooled, 3),
     }
-    part = {"ok": True, "tail": "1 passed"}
-    result = {"device": "none", "version": "0", "torch": "0", "bandwidths": list(rows.values())}
-    text = gpu_check.page(result | dict.fromkeys(("tests", "compute_sanitizer", "bench"), part))
-    assert "| bn_add_act | 2x8x8x8 | torch.float32 | 0 | 1.50 |" in text
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    """The script as it stands, in a process of its own: both files exist, and say what was run."""
+    if reason := build.missing():
+        pytest.skip(reason)
+    command = [sys.executable, gpu_check.__file__, "--dry-run", "--folder", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{build.ROOT}:{build.ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=build.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert all(result[part]["ok"] for part in gpu_check.PARTS)
+    assert {row["variant"] for row in result["bench_rows"]} == {"fused", "eager"}
+    tuned = json.loads((tmp_path / "gpu-check-tuned.json").read_text())["choices"]
+    assert tuned == {row["key"]: row["chosen"] for row in result["tune_rows"]} != {}
+    text = (tmp_path / "gpu-check.md").read_text()
+    assert "# gpu-check on no device: a dry run" in text and "| bn_add_act_backward | 2x8x8x8 | torch.float32 |" in text
 
 
 @pytest.mark.skipif(backends()["cuda"].unavailable is None, reason="there is a device")

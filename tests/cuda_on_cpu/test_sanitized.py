@@ -10,9 +10,11 @@ from cuda_on_cpu import build, cuda_emulated
 
 # Every kernel in every type, layout and activation. Races do not depend on the activation; and TSan, to which a block
 # of threads is dear, gets no contiguous image here, a block a channel: those of `exercises` have few channels.
+# The variants of the target have their twin in tests/cuda.
+_PLAIN = "cuda_emulated and not emulated-fused and not emulated-tf32 and "
 SELECTIONS = {
-    "asan": "cuda_emulated and (test_matches_stock or test_parts_and_activations) and not 130",
-    "tsan": "cuda_emulated and test_matches_stock and not 130 and not contiguous and not sliced",
+    "asan": _PLAIN + "(test_matches_stock or test_parts_and_activations) and not 130",
+    "tsan": _PLAIN + "test_matches_stock and not 130 and not contiguous and not sliced",
 }
 FILES = ("test_bn_add_act.py", "test_bn_act_max_pool.py", "test_bn_act_conv.py")
 

@@ -39,9 +39,10 @@ void warp_collective(unsigned mask, const char* name, const char* file, int line
     fail("%s:%d: %s: mask %08x leaves out its own lane %u", file, line, name, mask, thread->lane);
   }
   thread->mask = mask, thread->collective = name, thread->file = file, thread->line = line, thread->combine = combine;
-  if (orders) happens_before(warp_place(thread->warp));
+  void* const place = warp_place(thread->warp);
+  if (orders) happens_before(place);
   wait_in(State::at_warp_collective);
-  if (orders) happens_after(warp_place(thread->warp));
+  if (orders) happens_after(place);
 }
 
 void warp_barrier(unsigned mask, const char* file, int line) {

@@ -1,73 +1,58 @@
-"""Which way a convolution goes on CUDA: the one table of the choice.
+"""Which way a convolution goes on CUDA.
 
-``fused`` is the kernel of csrc/cuda/conv_forward.cu and its gradients, with everything around the convolution in its
-prologue and epilogue; ``cudnn`` is PyTorch's convolution between passes of ours. The default is conservative, for no
-GPU has measured it. ``FUSED_RESNET_CUDA_CONV=fused|cudnn`` overrules it wherever the kernel exists.
+``fused`` is the kernel of csrc/cuda/conv_forward.cu and its gradients; ``cudnn`` is PyTorch's convolution between
+passes of ours. Where the kernel exists :mod:`..conv_choice` says which; ``FUSED_RESNET_CUDA_CONV=fused|cudnn``
+overrules it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..arguments import Conv
+from ..choices import choose
+from ..conv_choice import ConvKernels, is_bound_by_bytes
 
-__all__ = ["CONV_ALGORITHMS", "Geometry", "conv_algorithm"]
+__all__ = ["CONV_KERNELS", "TILES", "conv_tile"]
 
-CONV_ALGORITHMS = ("fused", "cudnn")
+CONV_KERNELS = ConvKernels("cuda", "FUSED_RESNET_CUDA_CONV", ours="fused", library="cudnn")
 
-_ENVIRONMENT = "FUSED_RESNET_CUDA_CONV"
+# The numbering is that of ConvTile in csrc/cuda/conv_launchers.h.
+TILES = ("automatic", "small", "large")
+
 _MOST = 2**29  # what the kernels count in 32 bits stays below it: see make_geometry in csrc/cuda/conv_dispatch.h
 
 
-class Geometry(NamedTuple):
-    """What the choice rests on."""
+class _Facts(NamedTuple):
+    """What follows from types and shapes alone."""
 
-    conv: Conv
-    x_shape: Sequence[int]  # N, C, H, W
-    weight_shape: Sequence[int]  # K, C / groups, R, S
-    dtype: torch.dtype
-
-    @property
-    def has_kernel(self) -> bool:
-        """There is something to compute, and the fused kernels can."""
-        n, _, height, width = self.x_shape
-        out_height, out_width = self.conv.output_size((height, width), (self.weight_shape[2], self.weight_shape[3]))
-        sizes = (n * height * width, n * out_height * out_width, self.x_shape[1], self.weight_shape[0])
-        return self.dtype != torch.float64 and min(sizes) > 0 and max(sizes) < _MOST
-
-    @property
-    def is_one_by_one(self) -> bool:
-        """1x1 without padding or groups, any stride: a matrix product."""
-        return tuple(self.weight_shape[2:]) == (1, 1) and self.conv.padding == (0, 0) and self.conv.groups == 1
-
-    @property
-    def has_whole_chunks(self) -> bool:
-        """Channels come in chunks of 16 bytes, which the kernels copy without touching a register."""
-        return self.weight_shape[0] % 8 == self.weight_shape[1] % 8 == 0
+    has_kernel: bool  # there is something to compute, and the fused kernels can
+    has_whole_chunks: bool  # of 16 bytes, which the kernels copy without touching a register
+    is_ours_by_default: bool
 
 
-# The first line that holds decides.
-_TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
-    ("cudnn", lambda g: not g.has_kernel),
-    ("cudnn", lambda g: g.dtype not in (torch.float16, torch.bfloat16)),
-    ("cudnn", lambda g: not g.has_whole_chunks),
-    ("fused", lambda g: g.is_one_by_one),  # as a plain product it saves whole passes over x and y
-    ("cudnn", lambda g: True),  # cuDNN's 3x3 is hard to beat; see docs/cuda-kernels.md
-)
-
-
-def conv_algorithm(geometry: Geometry) -> str:
-    """``fused`` or ``cudnn``, for all passes of this convolution.
+def conv_tile(op: str, x: Tensor, weight: Tensor, conv: Conv) -> str | None:
+    """The tile of our kernel for ``op`` on x [N, C, H, W], None where cuDNN is to compute it.
 
     Raises ValueError for an unknown name in ``FUSED_RESNET_CUDA_CONV``.
     """
-    forced = os.environ.get(_ENVIRONMENT) or "auto"
-    if forced not in ("auto", *CONV_ALGORITHMS):
-        raise ValueError(f"{_ENVIRONMENT}: expected auto or one of {', '.join(CONV_ALGORITHMS)}, got {forced!r}")
-    if forced == "auto":
-        return next(name for name, holds in _TABLE if holds(geometry))
-    return forced if geometry.has_kernel else "cudnn"
+    facts = _facts(x.dtype, x.shape, weight.shape, conv)
+    if not facts.has_kernel or not CONV_KERNELS.is_ours(op, facts.is_ours_by_default, x, weight, conv):
+        return None
+    if x.element_size() == 4 or not facts.has_whole_chunks:  # of which there is one tile
+        return TILES[0]
+    return choose("cuda", f"{op}.tile", TILES[1:], TILES[0], x, weight, conv)
+
+
+@lru_cache(4096)  # every call of a layer has the same
+def _facts(dtype: torch.dtype, x_shape: torch.Size, weight_shape: torch.Size, conv: Conv) -> _Facts:
+    (n, channels, height, width), (k, group_channels, r, s) = x_shape, weight_shape
+    out_height, out_width = conv.output_size((height, width), (r, s))
+    sizes = (n * height * width, n * out_height * out_width, channels, k)
+    has_kernel = dtype != torch.float64 and min(sizes) > 0 and max(sizes) < _MOST
+    has_whole_chunks = k // conv.groups % 8 == group_channels % 8 == 0
+    return _Facts(has_kernel, has_whole_chunks, has_whole_chunks and is_bound_by_bytes(dtype, weight_shape, conv))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv
-from .bn_add_act import bn_add_act
+from .bn_act_conv import LIBRARY_CONV
 from .fused_conv import FusedConv
 
 __all__ = ["conv_bn_add_act"]
@@ -23,8 +21,7 @@ def conv_bn_add_act(
     conv: Conv,
 ) -> Tensor:
     """out [N, K, OH, OW]."""
-    fused = FusedConv.of(x, weight, conv)
+    fused = FusedConv.of("conv_bn_add_act", x, weight, conv)
     if fused is not None:
         return fused.bn_add_act(x, bias, bn, residual, activation)
-    y = F.conv2d(x, weight, bias, *conv).contiguous(memory_format=torch.channels_last)
-    return bn_add_act(y, bn, residual, None, activation)
+    return LIBRARY_CONV.inference(x, weight, bias, bn, residual, activation, conv)

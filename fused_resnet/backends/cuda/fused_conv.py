@@ -1,35 +1,28 @@
-"""The fused convolution: forward, the inference op and both gradients, for what ``conv_algorithm`` sends here."""
+"""The fused convolution: forward, the inference op and both gradients, for what ``conv_tile`` sends here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv, accumulate_dtype
+from ..library_conv import bias_gradient
+from ..precision import tf32_is_allowed
 from . import native
-from .conv_algorithm import Geometry, conv_algorithm
+from .conv_algorithm import TILES, conv_tile
 
-__all__ = ["TILES", "FusedConv", "use_tile"]
-
-# The numbering is that of ConvTile in csrc/cuda/conv_launchers.h.
-TILES = ("automatic", "small", "large")
-
-_tile = TILES[0]
+__all__ = ["FusedConv"]
 
 
-@contextmanager
-def use_tile(name: str) -> Iterator[None]:
-    """Within this context blocks compute tiles of this size, for tests and measurements; results differ in rounding."""
-    global _tile
-    before, _tile = _tile, TILES[TILES.index(name)]
-    try:
-        yield
-    finally:
-        _tile = before
+@lru_cache(4096)  # every call of a layer has the same
+def _conv_shape(x_shape: torch.Size, weight_shape: torch.Size, conv: Conv) -> tuple[int, ...]:
+    """The fields of ConvShape in csrc/shapes.h."""
+    (n, c, h, w), (k, _, r, s) = x_shape, weight_shape
+    out = conv.output_size((h, w), (r, s))
+    return (n, h, w, c, *out, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
 
 
 class FusedConv(NamedTuple):
@@ -40,16 +33,13 @@ class FusedConv(NamedTuple):
     call: tuple[int, bool, int, tuple[int, ...]]  # dtype, allow_tf32, tile, shape
 
     @staticmethod
-    def of(x: Tensor, weight: Tensor, conv: Conv) -> FusedConv | None:
-        """The convolution of x [N, C, H, W] with weight [K, C / groups, R, S]; None where cuDNN is to compute it."""
-        if conv_algorithm(Geometry(conv, x.shape, weight.shape, x.dtype)) != "fused":
+    def of(op: str, x: Tensor, weight: Tensor, conv: Conv) -> FusedConv | None:
+        """``op``'s convolution of x [N, C, H, W] with weight [K, C / groups, R, S]; None where cuDNN computes it."""
+        tile = conv_tile(op, x, weight, conv)
+        if tile is None:
             return None
-        (n, c, h, w), (k, _, r, s) = x.shape, weight.shape
-        out = conv.output_size((h, w), (r, s))
-        shape = (n, h, w, c, *out, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
-        # PyTorch's own setting of whether a convolution of float32 may round to tf32.
-        allow_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        call = (native.DTYPES[x.dtype], allow_tf32, TILES.index(_tile), shape)
+        shape = _conv_shape(x.shape, weight.shape, conv)
+        call = (native.DTYPES[x.dtype], tf32_is_allowed(), TILES.index(tile), shape)
         return FusedConv(weight.detach().permute(0, 2, 3, 1).contiguous(), shape, call)
 
     def empty_output(self, x: Tensor) -> Tensor:
@@ -136,9 +126,7 @@ class FusedConv(NamedTuple):
         if output_mask[1]:
             g_weight = self._wgrad(gradient, x, norm, activation, weight)
         if output_mask[2]:
-            # The shares of the variance, about the mean, add up to zero.
-            g_bias = g_y.sum((0, 2, 3), dtype=accumulate_dtype(x.dtype))
-            g_bias = (g_bias if g_mean is None else g_bias + g_mean).to(weight.dtype)
+            g_bias = bias_gradient(g_y, g_mean, weight.dtype)
         del vectors, kept
         return g_x, g_bn, g_weight, g_bias
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv
-from . import library_conv
+from ..library_conv import LibraryConv, bias_gradient
 from .bn_act_conv_forward import bn_act_conv_forward
+from .bn_add_act import bn_add_act, bn_add_act_backward
+from .channel_statistics import channel_statistics
 from .conv_choice import implicit_product
 from .conv_dgrad import conv_dgrad
 from .conv_wgrad import conv_wgrad
 from .launch import reference_if_empty
-from .output_gradient import Statistics
+from .output_gradient import Statistics, output_gradient
 
-__all__ = ["bn_act_conv", "bn_act_conv_backward"]
+__all__ = ["LIBRARY_CONV", "bn_act_conv", "bn_act_conv_backward"]
+
+LIBRARY_CONV = LibraryConv(bn_add_act, bn_add_act_backward, channel_statistics, output_gradient)
 
 
 @reference_if_empty
@@ -28,7 +32,7 @@ def bn_act_conv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [N, K, OH, OW], its mean [K] and biased variance [K] (both empty without ``statistics``)."""
     ours = implicit_product("bn_act_conv", x, weight, conv)
-    forward = bn_act_conv_forward if ours else library_conv.bn_act_conv_forward
+    forward = bn_act_conv_forward if ours else LIBRARY_CONV.forward
     return forward(x, bn, activation, weight, bias, conv, statistics)
 
 
@@ -47,18 +51,15 @@ def bn_act_conv_backward(
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """g_x [N, C, H, W], g_bn [4, C], g_weight, g_bias; ``output_mask`` asks for (x and bn, weight, bias)."""
-    statistics = Statistics.of(y, y_mean, g_mean, g_var)
-    arguments = (g_y, statistics, x, bn, activation, weight, conv)
-    g_x = g_bn = g_weight = g_bias = None
+    g_x = g_bn = g_weight = None
     if implicit_product("bn_act_conv_backward", x, weight, conv):
+        arguments = (g_y, Statistics.of(y, y_mean, g_mean, g_var), x, bn, activation, weight, conv)
         if output_mask[0]:
             g_x, g_bn = conv_dgrad(*arguments)
         if output_mask[1]:
             g_weight = conv_wgrad(*arguments)
-    elif output_mask[0] or output_mask[1]:
-        g_x, g_bn, g_weight = library_conv.bn_act_conv_backward(*arguments, output_mask[:2])
-    if output_mask[2]:
-        # The shares of the variance, about the mean, add up to zero.
-        g_bias = g_y.float().sum((0, 2, 3))
-        g_bias = (g_bias if g_mean is None else g_bias + g_mean).to(weight.dtype)
-    return g_x, g_bn, g_weight, g_bias
+    else:
+        g_x, g_bn, g_weight = LIBRARY_CONV.backward(
+            g_y, g_mean, g_var, x, bn, activation, weight, y, y_mean, conv, output_mask[:2]
+        )
+    return g_x, g_bn, g_weight, bias_gradient(g_y, g_mean, weight.dtype) if output_mask[2] else None

@@ -7,9 +7,10 @@ bits, and the smallest device in the gate has 64. The sizes are what compiled wi
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile", "product_configs"]
+__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile"]
 
 
 class Config(NamedTuple):
@@ -38,6 +39,7 @@ PARTS = 1024
 FOLD = 64
 
 
+@lru_cache(4096)  # every call of a layer has the same
 def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_last: bool, stages: int = 1) -> Config:
     """A tile of that many elements at most, [BM pixels, BC channels], long in the direction memory runs."""
     if channels_last:
@@ -47,11 +49,6 @@ def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_l
         rows = min(_power_of_two(pixels), 1024)
         columns = min(_power_of_two(channels), elements // rows)
     return Config({"BM": rows, "BC": columns}, warps, stages)
-
-
-def product_configs(itemsize: int) -> list[Config]:
-    """The tiles of a matrix product of elements of ``itemsize`` bytes."""
-    return [Config({"BM": m, "BN": n, "BK": k}, warps, stages) for m, n, k, warps, stages in PRODUCT[itemsize]]
 
 
 def _power_of_two(n: int) -> int:

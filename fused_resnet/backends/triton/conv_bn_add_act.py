@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv
-from . import library_conv
+from .bn_act_conv import LIBRARY_CONV
 from .conv_choice import implicit_product
 from .conv_forward import conv_tile
 from .conv_geometry import empty_output, filter_krsc, geometry
@@ -62,7 +62,7 @@ def conv_bn_add_act(
 ) -> Tensor:
     """out [N, K, OH, OW]."""
     if not implicit_product("conv_bn_add_act", x, weight, conv):
-        return library_conv.conv_bn_add_act(x, weight, bias, bn, residual, activation, conv)
+        return LIBRARY_CONV.inference(x, weight, bias, bn, residual, activation, conv)
     out, size = empty_output(x, weight, conv), geometry(x, weight, conv)
     pixels = x.shape[0] * size.OH * size.OW
     config = product("conv_bn_add_act", x, weight, conv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,11 +35,15 @@ class Geometry(NamedTuple):
 
 def geometry(x: Tensor, weight: Tensor, conv: Conv) -> Geometry:
     """The sizes of ``conv`` of x [N, C, H, W] with weight [K, C / groups, R, S]."""
-    size, kernel = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
-    output = conv.output_size(size, kernel)
-    channels = weight.shape[0] // conv.groups
+    return _geometry(x.shape, weight.shape, conv)
+
+
+@lru_cache(4096)  # every call of a layer has the same
+def _geometry(x_shape: torch.Size, weight_shape: torch.Size, conv: Conv) -> Geometry:
+    (_, _, height, width), (k, c, r, s) = x_shape, weight_shape
+    output = conv.output_size((height, width), (r, s))
     return Geometry(
-        *size, weight.shape[1], *output, channels, *kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups
+        height, width, c, *output, k // conv.groups, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups
     )
 
 

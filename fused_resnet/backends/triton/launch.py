@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import reference
 from ..arguments import BatchNorm
+from ..precision import tf32_is_allowed
 from .configs import Config
 
 __all__ = ["View", "ceil_div", "dense_norm", "float32_precision", "launch", "reference_if_empty"]
@@ -46,7 +47,9 @@ def dense_norm(bn: BatchNorm | None) -> BatchNorm | None:
     """``bn`` with vectors that kernels may walk."""
     if bn is None:
         return None
-    mean, var, weight, bias = (v if v is None else v.detach().contiguous() for v in bn[:4])
+    if all(v is None or v.is_contiguous() for v in bn[:4]):
+        return bn
+    mean, var, weight, bias = (v if v is None else v.contiguous() for v in bn[:4])
     assert mean is not None and var is not None
     return BatchNorm(mean, var, weight, bias, bn.eps)
 
@@ -58,8 +61,7 @@ def float32_precision(x: Tensor) -> str:
     """How a product of float32 tiles is computed: in TF32 where PyTorch's own convolutions would be."""
     if forced_precision is not None:
         return forced_precision
-    allowed = x.dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if allowed else "ieee"
+    return "tf32" if x.dtype == torch.float32 and x.is_cuda and tf32_is_allowed() else "ieee"
 
 
 def run(kernel: Any, programs: int, device: torch.device, config: Config, *args: Any, **constants: Any) -> None:
@@ -78,7 +80,7 @@ def reference_if_empty(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def wrapper(*args: Any) -> Any:
-        empty = any(isinstance(a, Tensor) and a.dim() == 4 and a.numel() == 0 for a in args)
-        return (getattr(reference, function.__name__) if empty else function)(*args)
+        # The first argument is x or the gradient of what was made of it: where one image is empty, all are.
+        return (function if args[0].numel() else getattr(reference, function.__name__))(*args)
 
     return wrapper

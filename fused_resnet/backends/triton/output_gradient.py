@@ -33,7 +33,7 @@ class Statistics(NamedTuple):
         """None where no gradient reaches the statistics."""
         if g_mean is None or g_var is None:
             return None
-        mean, g_mean, g_var = (v.detach().contiguous() for v in (mean, g_mean, g_var))
+        mean, g_mean, g_var = (v.contiguous() for v in (mean, g_mean, g_var))
         return Statistics(y, mean, g_mean, g_var, y.shape[1] / y.numel())
 
 
@@ -78,12 +78,13 @@ def output_gradient_kernel(
 
 def output_gradient(
     g_y: Tensor,  # [N, K, OH, OW], channels_last
-    statistics: Statistics | None,
+    g_mean: Tensor,  # [K]
+    g_var: Tensor,  # [K]
+    y: Tensor,  # [N, K, OH, OW]
+    y_mean: Tensor,  # [K]
 ) -> Tensor:
     """g [N, K, OH, OW] as a tensor: what a library's convolution takes."""
-    if statistics is None:
-        return g_y
-    g = torch.empty_like(g_y)
+    statistics, g = Statistics.of(y, y_mean, g_mean, g_var), torch.empty_like(g_y)
     channels, pixels = g_y.shape[1], g_y.numel() // g_y.shape[1]
     config = pixel_tile(*pointwise("output_gradient", g_y), pixels, channels, True)
     programs = ceil_div(pixels, config.tile["BM"]) * ceil_div(channels, config.tile["BC"])

@@ -1,0 +1,87 @@
+"""What a CUDA graph needs of the Triton ops: launches that no value decides, and no wait of the host for a device.
+
+The launches of an op are kept in place of run, and run later on contents that came after. Nothing but allocations may
+come between them. What a driver makes of a capture is not executed here, nor the vendor library between our kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from support.capture import NothingComputes
+
+pytest.importorskip("triton")
+from triton_strict import checks
+
+from fused_resnet.backends import triton as backend
+from fused_resnet.backends.arguments import BatchNorm
+from fused_resnet.backends.triton import launch
+from fused_resnet.backends.triton.channel_statistics import channel_statistics
+from fused_resnet.backends.triton.output_gradient import output_gradient
+
+
+def _statistics(dtype: torch.dtype) -> tuple[Any, ...]:
+    return (checks.CASES["bn_add_act"][1](dtype)[0],)
+
+
+def _gradient(dtype: torch.dtype) -> tuple[Any, ...]:
+    y = checks.CASES["bn_add_act"][1](dtype)[0]
+    g_mean, g_var, mean = (torch.rand(y.shape[1]) for _ in range(3))
+    return torch.randn_like(y), g_mean, g_var, y, mean
+
+
+CASES: dict[str, tuple[Callable[..., Any], Callable[[torch.dtype], tuple[Any, ...]]]] = {
+    name: (getattr(backend, function), arguments) for name, (function, arguments) in checks.CASES.items()
+}
+CASES |= {"channel_statistics": (channel_statistics, _statistics), "output_gradient": (output_gradient, _gradient)}
+
+
+@contextmanager
+def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    """Launches within this context are kept in the list, not run."""
+    run, graph = launch.run, list[Callable[[], None]]()
+    with monkeypatch.context() as patch, NothingComputes():
+        patch.setattr(launch, "run", lambda *args, **constants: graph.append(lambda: run(*args, **constants)))
+        yield graph
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
+
+
+def _is_image(a: object) -> bool:
+    return isinstance(a, torch.Tensor) and a.dim() == 4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_launches_of_a_capture_compute_what_a_call_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "implicit_product")
+    function, arguments = CASES[name]
+    args = list(arguments(torch.bfloat16))
+    if "conv" in name:  # a filter that lies otherwise is copied by PyTorch
+        args = [a.contiguous(memory_format=torch.channels_last) if _is_image(a) else a for a in args]
+    if function is backend.bn_act_conv_backward:
+        args[-1] = (True, True, False)  # the bias is summed by PyTorch
+    with captured(monkeypatch) as graph:
+        results = list(tensors(function(*args)))
+    assert graph
+    for t in tensors(args):
+        t.copy_(torch.randint(9, t.shape) if t.dtype == torch.uint8 else torch.rand(t.shape) + 0.25)
+    for run in graph:
+        run()
+    assert all(torch.equal(a, b) for a, b in zip(results, tensors(function(*args)), strict=True))
+
+
+def test_what_computes_between_launches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, bn, *rest = checks.CASES["bn_add_act"][1](torch.bfloat16)
+    strided = BatchNorm(bn.mean.repeat(2)[::2], *bn[1:])  # to be copied before a kernel may walk it
+    with pytest.raises(AssertionError, match="in a capture, got clone"), captured(monkeypatch):
+        backend.bn_add_act(x, strided, *rest)
