@@ -21,6 +21,7 @@ bench-ops: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # Every model of timm's residual families, fused against stock in float64: an hour on one core, gigabytes of memory.
+# Interrupted, it goes on where it was.
 sweep: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
 

@@ -54,7 +54,8 @@ def run(
         name: of the model, for the report.
         progress: told what is done now, how many units of work are done, and of how many.
 
-    Raises ValueError where ``fuse`` finds nothing to fuse, and for less than one step. Ctrl-C ends the timing: the
+    Raises ValueError where ``fuse`` finds nothing to fuse, for less than one step, and for a model that is not, all of
+    it, on the device of ``inputs``. Ctrl-C ends the timing: the
     steps so far are returned, marked ``interrupted``, or KeyboardInterrupt goes on where there are none.
     """
     if steps < 1:
@@ -99,6 +100,7 @@ class _Session:
         self, model: nn.Module, inputs: Tensor, targets: Any, loss: Loss | None, optimizer: Any, name: str
     ) -> None:
         self.name, self.inputs = name, inputs
+        _check_device(model, inputs.device)
         stock, fused = copy.deepcopy(model).train(), copy.deepcopy(model).train()
         unfuse(stock)
         report = fuse(fused)
@@ -259,6 +261,14 @@ class _Trainee:
     def _mark(self, marks: list[float]) -> None:
         self.wait()
         marks.append(time.perf_counter())
+
+
+def _check_device(model: nn.Module, device: torch.device) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != device:
+            raise ValueError(
+                f"profile: expected the model on {device}, the device of inputs, got {name} on {tensor.device}"
+            )
 
 
 def _output(output: Any) -> Tensor:

@@ -135,6 +135,8 @@ def test_bad_input() -> None:
         run(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), x)
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
         run(Regression(), x, steps=0)
+    with pytest.raises(ValueError, match=r"the model on cpu, the device of inputs, got layers.0.weight on meta"):
+        run(Regression().to("meta"), x)
     with pytest.raises(
         TypeError, match=r"expected a model that returns logits \[N, classes, ...\], or a loss, got tuple"
     ):
