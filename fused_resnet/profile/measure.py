@@ -20,6 +20,7 @@ from .counts import Counter
 from .kineto import memory_curve, merged_trace, profiled_step
 from .machine import measured_roof
 from .result import VARIANTS, ProfileResult
+from .timeline import mark, timeline
 
 __all__ = ["run"]
 
@@ -139,6 +140,7 @@ class _Session:
         )
         for variant, trainee in trainees.items():
             result.ops += [{"variant": variant, **row} for row in trainee.ops]
+            result.timeline += [{"variant": variant, **row} for row in trainee.timeline]
             bare = result.steps[variant]["bare"]
             result.overhead.setdefault("clocks", {})[variant] = result.steps[variant]["step"] / bare - 1
             if trainee.trace:
@@ -182,6 +184,7 @@ class _Trainee:
         self.counter: Counter | None = None
         self.ops: list[dict[str, Any]] = []
         self.trace: dict[str, Any] = {}
+        self.timeline: list[dict[str, Any]] = []
         self.profiled_ms = 0.0
 
     def bare_ms(self, keep: bool = False) -> None:
@@ -216,17 +219,20 @@ class _Trainee:
         self.counter = counter
 
     def profile(self) -> None:
-        """A step under torch.profiler."""
+        """A step under torch.profiler, with marks at its phases and blocks."""
         start = time.perf_counter()
+        clock = BlockClock(self.model, self.clock.names, lambda: None, lambda name: mark("block", name))
 
         def step() -> None:
             nonlocal start
             start = time.perf_counter()
-            self._step()
+            with clock:
+                self._step(lambda phase: mark("phase", phase))
             self.wait()
             self.profiled_ms = 1e3 * (time.perf_counter() - start)
 
         self.ops, self.trace = profiled_step(step, self.inputs.device)
+        self.timeline = timeline(self.trace)
 
     def median_step(self) -> dict[str, float]:
         """The step of median length with its phases, and the median of the bare steps."""
@@ -246,13 +252,16 @@ class _Trainee:
             counts = {"flop": counter.flop[name], "moved_bytes": counter.bytes[name], "kept_bytes": counter.kept[name]}
         return times | counts
 
-    def _step(self) -> tuple[float, float, float, float]:
-        """Times at the start and after forward, backward and optimizer, in seconds."""
+    def _step(self, on_phase: Callable[[str], None] = lambda phase: None) -> tuple[float, float, float, float]:
+        """Times at the start and after each phase, in seconds; ``on_phase`` is told what begins."""
         marks = [time.perf_counter()]
+        on_phase("forward")
         loss = self.loss(self.model(self.inputs), self.targets)
         self._mark(marks)
+        on_phase("backward")
         loss.backward()
         self._mark(marks)
+        on_phase("optimizer")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._mark(marks)
