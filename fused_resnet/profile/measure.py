@@ -231,6 +231,7 @@ class _Trainee:
             self.wait()
             self.profiled_ms = 1e3 * (time.perf_counter() - start)
 
+        self.bare_ms()  # what was counted and traced before has moved the heap: a first step faults new pages in
         self.ops, self.trace = profiled_step(step, self.inputs.device)
         self.timeline = timeline(self.trace)
 

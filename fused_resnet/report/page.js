@@ -31,7 +31,9 @@ function drawn(trace) {
 function drawAll() {
   for (const place of document.querySelectorAll(".figure")) {
     const figure = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
-    Plotly.react(place, figure.data.map(drawn), themed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: "hover" });
+    const buttons = matchMedia("(hover: hover)").matches ? "hover" : false; // a finger has no use for them
+    const options = { responsive: true, displaylogo: false, displayModeBar: buttons };
+    Plotly.react(place, figure.data.map(drawn), themed(figure.layout), options);
   }
 }
 
