@@ -10,17 +10,26 @@ CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' 
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-ops test sanitize gpu-check triton-gate sweep docs lint format clean
+.PHONY: bench bench-timm bench-ops test sanitize gpu-check triton-gate sweep pictures docs lint format clean
 
-# Two rounds, to stay within six minutes on two cores; `fused-resnet bench` alone takes five.
+# Two rounds, to stay within four minutes on two cores, 75 seconds of them torch.compile's first compilation;
+# `fused-resnet bench` alone takes five.
 bench: $(VENV)/.built
 	$(BIN)/fused-resnet bench --rounds 2 --json results.json --plot results.png
+
+# Ten models of timm, of different structure: half a minute each. benchmarks/results/timm.md
+TIMM_MODELS ?= seresnet50 resnetv2_50 res2net50_26w_4s hrnet_w18_small dla34 cspresnet50 ese_vovnet39b skresnet18 \
+  selecsls42b mobilenetv2_100
+bench-timm: $(VENV)/.built
+	$(BIN)/fused-resnet bench $(addprefix timm:,$(TIMM_MODELS)) --batch 8 --rounds 3 --variants fused,eager,channels_last \
+	  --allocator tuned --json results.json --plot results.png
 
 # Per op and per block, with GB/s: pytest-benchmark.
 bench-ops: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # Every model of timm's residual families, fused against stock in float64: an hour on one core, gigabytes of memory.
+# Interrupted, it goes on where it was.
 sweep: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
 
@@ -41,6 +50,10 @@ gpu-check: $(VENV)/.built
 # Every Triton kernel and tile, compiled for GPUs that are not here, against tests/triton_gate/budget.json.
 triton-gate: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m triton_gate
+
+# The pictures in docs/images that the tool draws: a profile of ResNet-50 (two minutes), and the results' page.
+pictures: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m support.pictures
 
 # The documents as a site, in build/site.
 docs: $(VENV)/.built

@@ -7,6 +7,7 @@ convolution's raw output to the next one: see :mod:`fused_resnet.nn`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import ops
 from .backends.arguments import accumulate_dtype
 from .ops import checks
+from .ops._library import once_differentiable
 
 __all__ = [
     "add_act",
@@ -111,15 +113,39 @@ def add_act(
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of ``x`` [N, C, H, W] in float32 (float64 for float64), differentiable.
+    """Mean and biased variance [C] of ``x`` [N, C, H, W] in float32 (float64 for float64), differentiable once.
 
     Those of an empty batch are zero.
     """
     x = x.to(accumulate_dtype(x.dtype))
     if x.numel() == 0:
         return x.sum((0, 2, 3)), x.sum((0, 2, 3))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        mean, var = _BatchStatistics.apply(x)
+        return mean, var
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return mean, var
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """As stock batch norm takes them on a CPU: torch.var_mean takes ten times as long in channels_last.
+
+    Backward: g_x = g_mean / m + 2 g_var (x - mean) / m, with m = N H W.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_mean: Tensor, g_var: Tensor) -> tuple[Tensor]:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        mean, offset, scale = (v.view(1, -1, 1, 1) for v in (mean, g_mean / count, g_var * (2 / count)))
+        return (torch.addcmul(offset, x - mean, scale),)  # centred first, as the mean may dwarf the deviation
 
 
 def check_batch(size: Sequence[int], eps: float) -> None:
@@ -149,7 +175,9 @@ def update_running_statistics(
     if values is None and count == 0:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-        if running is not None:
+        if running is not None and running.dtype == batch.dtype:
+            running.lerp_(batch, momentum)
+        elif running is not None:
             dtype = torch.promote_types(running.dtype, batch.dtype)
             running.copy_(torch.lerp(running.to(dtype), batch.to(dtype), momentum))
 

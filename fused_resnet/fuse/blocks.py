@@ -33,6 +33,8 @@ class Blocks:
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether ``module`` has a convolution and a norm, itself or in its parts, and a layer that is in no part."""
+        if is_list(module):
+            return False
         own = (isinstance(m, nn.Conv2d) or is_norm(m) or activation_reason(m) is None for m in module.children())
         return any(own) and self._holds_pair(module)
 

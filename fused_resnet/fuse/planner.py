@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from ..backends.arguments import Activation
 from ..nn.plan import ROLES, AddStep, CallStep, ConvStep, NormStep, Path, Plan, Ref, Step, at
@@ -281,16 +282,10 @@ class _Planner:
         return CallStep(index[node], (), node.op, self.paths.get(node, node.target), args, kwargs)
 
     def _argument(self, argument: Any, index: dict[fx.Node, int]) -> Any:
-        if isinstance(argument, fx.Node):
-            return Ref(index[self.origin(argument)])
-        if isinstance(argument, tuple | list):
-            parts = [self._argument(a, index) for a in argument]
-            return parts if isinstance(argument, list) else tuple(parts)
-        if isinstance(argument, dict):
-            return {key: self._argument(a, index) for key, a in argument.items()}
-        if isinstance(argument, slice):
-            return slice(*(self._argument(a, index) for a in (argument.start, argument.stop, argument.step)))
-        return argument
+        def ref(node: fx.Node) -> Any:
+            return Ref(index[self.origin(node)])
+
+        return fx.map_arg(argument, ref)
 
     def _shared_inputs(self, index: dict[fx.Node, int]) -> tuple[int, ...]:
         """Arguments that several steps read, all of them fused: to bring them to channels_last once saves the rest."""
@@ -362,10 +357,6 @@ def _reads(step: Step) -> list[int]:
 
 
 def _refs(argument: Any) -> list[int]:
-    if isinstance(argument, Ref):
-        return [argument.index]
-    if isinstance(argument, slice):
-        argument = [argument.start, argument.stop, argument.step]
-    if isinstance(argument, dict):
-        argument = list(argument.values())
-    return [i for a in argument for i in _refs(a)] if isinstance(argument, tuple | list) else []
+    found: list[Ref] = []
+    map_aggregate(argument, lambda a: found.append(a) if isinstance(a, Ref) else None)
+    return [ref.index for ref in found]

@@ -48,14 +48,19 @@ def fuse(
         A FuseReport with the lists ``fused``, ``partial`` and ``skipped`` of ``(name, class_name, reason)``.
 
     Raises:
-        ValueError: for a path in ``exclude`` that the model does not have, with the nearest ones.
+        ValueError: for a path in ``exclude`` that the model does not have, with the nearest ones; for layers on
+            different devices that would be fused. The model is then as it was.
         TypeError: for a mixin in ``extra`` that is no FusedModule.
     """
     for block, mixin in (extra or {}).items():
         if not (isinstance(mixin, type) and issubclass(mixin, FusedModule)):
             raise TypeError(f"extra: expected a subclass of FusedModule for {block.__name__}, got {mixin!r}")
     swap = _Swap(_excluded(model, exclude), extra or {})
-    swap.visit("", model)
+    try:
+        swap.visit("", model)
+    except ValueError:
+        swap.undo()
+        raise
     return swap.report
 
 
@@ -83,6 +88,8 @@ class _Swap:
         self.excluded, self.extra = excluded, extra
         self.blocks = Blocks(excluded)
         self.seen: set[nn.Module] = set()
+        self.absorbed: set[nn.Module] = set()  # parts of a fused module: nothing to fuse but in their own children
+        self.changed: list[tuple[nn.Module, type[nn.Module]]] = []  # with the class before
         self.plans: dict[Any, tuple[Plan, ...]] = {}
         self.report = FuseReport()
 
@@ -94,11 +101,17 @@ class _Swap:
         if module in self.excluded:
             self.report.skipped.append(FuseEntry(name, type(module).__name__, "excluded"))
             return
-        self._fuse(name, module)
-        if isinstance(module, FusedModule):
-            self.seen.update(module.absorbed())
+        if module not in self.absorbed:
+            self._fuse(name, module)
+            if isinstance(module, FusedModule):
+                self.absorbed.update(module.absorbed())
         for child_name, child in module.named_children():
             self.visit(f"{name}.{child_name}" if name else child_name, child)
+
+    def undo(self) -> None:
+        """Gives every module the class that it had before."""
+        for module, before in self.changed:
+            _set_class(module, before)
 
     def _fuse(self, name: str, module: nn.Module) -> None:
         """Changes the class of ``module`` if it can be fused, and reports on it if that was to be expected."""
@@ -106,10 +119,12 @@ class _Swap:
         class_name = getattr(stock, "stock_class", stock).__name__
         fused, reason = self._fused_class(module)
         if fused is not None:
+            self.changed.append((module, stock))
             _set_class(module, fused)
             assert isinstance(module, FusedModule)
             reason = _objection(module, self.excluded)
             if reason is None:
+                _check_one_device(name, module)
                 part = module.unfused_part()
                 entries, text = (self.report.fused, module.fused_parts())
                 if part is not None:
@@ -182,6 +197,24 @@ def _objection(module: FusedModule, excluded: set[nn.Module]) -> str | None:
     if not excluded.isdisjoint(module.absorbed()):
         return "a module that it would fuse is excluded"
     return module.unfusable()
+
+
+def _check_one_device(name: str, module: FusedModule) -> None:
+    """What is fused must lie on one device, or no op could read it."""
+    absorbed = set(module.absorbed())
+    tensors = {
+        f"{path}.{key}": tensor
+        for path, part in module.named_modules()
+        if part in absorbed
+        for key, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
+    first, *others = tensors.items()
+    for path, tensor in others:
+        if tensor.device != first[1].device:
+            raise ValueError(
+                f"fuse: expected the layers of {name or 'the model'} on one device, "
+                f"got {first[0]} on {first[1].device} and {path} on {tensor.device}"
+            )
 
 
 def _excluded(model: nn.Module, exclude: Iterable[str]) -> set[nn.Module]:

@@ -30,7 +30,12 @@ __all__ = ["IN_PLACE", "Trace", "TraceError", "traces"]
 
 # Questions to PyTorch whose answers a trace would freeze.
 _STATE_OF_TORCH = {"is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "get_default_dtype"}
-_KNOWN_PACKAGES = ("torch.", "torch", "math", "itertools", "functools", "builtins", "typing", "numpy")
+_KNOWN_PACKAGES = ("torch", "math", "itertools", "functools", "builtins", "typing", "numpy")
+# ``x += y`` and its like, by the method's name.
+IN_PLACE = {
+    f"__{name}__": getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+}
 GIVEN = object()  # stands for an argument that a call gives
 MAX_OPTIONAL = 2  # arguments with a default of None; each doubles the number of traces
 
@@ -81,12 +86,6 @@ def traces(root: nn.Module, inlines: Callable[[nn.Module], bool]) -> list[Trace]
                 given = tuple(value is GIVEN for value in arguments.values())
                 found.append(Trace(graph, given, reads, constants, tuple(path for path, _ in inlined)))
     return found
-
-
-IN_PLACE = {
-    f"__{name}__": getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
-}
 
 
 class _Proxy(fx.Proxy):
@@ -227,8 +226,7 @@ def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
 
 
 def _is_known(function: types.FunctionType) -> bool:
-    module = function.__module__ or ""
-    return module.startswith("torch.") or module.partition(".")[0] in _KNOWN_PACKAGES
+    return (function.__module__ or "").partition(".")[0] in _KNOWN_PACKAGES
 
 
 def _random_states() -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import prepared, reference
-from .deferred import conv_bn_act, defer, materialise, max_pool
+from .deferred import conv_bn, conv_bn_act, defer, materialise, max_pool
 from .fused_module import FusedModule
 from .prepared import Layer
 from .recognise import activation_reason, call_reason, conv_bn_reason, is_norm, max_pool_reason
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 
-def chain(layers: Iterable[nn.Module], x: Any) -> Any:
-    """What ``layers`` make of ``x``: a Deferred where a batch norm or its activation comes last."""
+def chain(layers: Iterable[nn.Module], x: Any, takes_raw: bool = True) -> Any:
+    """What ``layers`` make of ``x``: with ``takes_raw`` a Deferred where a batch norm or its activation comes last."""
     rest: list[Any] = list(layers)
     while rest:
         length = run_length(rest)
@@ -42,8 +42,13 @@ def chain(layers: Iterable[nn.Module], x: Any) -> Any:
         (conv, bn, *after), rest = rest[:length], rest[length:]
         pool = after.pop() if after and isinstance(after[-1], nn.MaxPool2d) else None
         activation = after[0] if after else None
-        x = conv_bn_act(x, conv, bn, activation) if pool is None else max_pool(defer(x, conv, bn, activation), pool)
-    return x
+        if pool is not None:
+            x = max_pool(defer(x, conv, bn, activation), pool)
+        elif activation is None and not (run_length(rest) if rest else takes_raw):
+            x = conv_bn(x, conv, bn)
+        else:
+            x = conv_bn_act(x, conv, bn, activation)
+    return x if takes_raw else materialise(x)
 
 
 def run_length(layers: Sequence[nn.Module]) -> int:
@@ -106,7 +111,7 @@ class FusedSequential(FusedChain):
     def forward(self, x: Any) -> Any:
         if self.runs_stock(x):
             return super().forward(x)
-        return materialise(chain(self._modules.values(), x))  # type: ignore[arg-type]
+        return chain(self._modules.values(), x, takes_raw=False)  # type: ignore[arg-type]
 
 
 class FusedLayerGetter(FusedChain):
@@ -128,7 +133,7 @@ class FusedLayerGetter(FusedChain):
             return super().forward(x)
         out = OrderedDict()
         for layers in self.chains():
-            x = materialise(chain(layers.values(), x))
+            x = chain(layers.values(), x, takes_raw=False)
             last = list(layers)[-1]
             if last in self.return_layers:
                 out[self.return_layers[last]] = x
@@ -151,7 +156,7 @@ class FusedResNet(FusedChain):
         layers = None if prepared.is_observed() else self._prepared_layers(x)
         features = None if layers is None else prepared.run(self, layers, x)
         if features is None:
-            features = materialise(chain([getattr(self, name) for name in self._stem], x))
+            features = chain([getattr(self, name) for name in self._stem], x, takes_raw=False)
             for name in self._stages:
                 features = getattr(self, name)(features)
         return self.fc(torch.flatten(self.avgpool(features), 1))

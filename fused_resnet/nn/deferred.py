@@ -31,6 +31,7 @@ __all__ = [
     "Deferred",
     "add_act",
     "conv",
+    "conv_bn",
     "conv_bn_act",
     "conv_bn_add_act",
     "defer",
@@ -80,6 +81,17 @@ def conv_bn_add_act(
     if not isinstance(x, Deferred) and not isinstance(residual, Deferred) and _is_inference(x, conv, bn, residual):
         return _convolve_to_the_end(x, conv, bn, residual, activation)
     return add_act(defer(x, conv, bn), residual, activation)
+
+
+def conv_bn(x: Tensor | Deferred, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """``bn(conv(x))`` [N, K, OH, OW], for a value that nothing takes raw.
+
+    In training there is nothing to fuse it with, and the stock layers keep as little and are quicker to call.
+    """
+    if not isinstance(x, Deferred) and not isinstance(bn, nn.SyncBatchNorm) and uses_batch_statistics(bn):
+        y: Tensor = bn(conv(x))
+        return y
+    return materialise(conv_bn_act(x, conv, bn))
 
 
 def defer(

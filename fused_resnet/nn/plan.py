@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..backends.arguments import Activation
 from ..ops import checks
-from .deferred import add_act, conv, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
+from .deferred import add_act, conv, conv_bn, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
 from .recognise import (
     activation_reason,
     call_reason,
@@ -93,12 +93,13 @@ class ConvStep(Step):
         x, layer = values[self.x], at(root, self.conv)
         if self.bn is None:
             return conv(x, layer)
-        bn = at(root, self.bn)
-        act = norm_activation(bn) if self.act is None else _activation(root, self.act)
+        bn, act = _norm_and_activation(root, self.bn, self.act)
         if self.residual is not None:
             return conv_bn_add_act(x, layer, bn, values[self.residual], act)
         if self.pool is not None:
             return max_pool(defer(x, layer, bn, act), at(root, self.pool))
+        if act is None and not self.keep_deferred:
+            return conv_bn(x, layer, bn)
         y = conv_bn_act(x, layer, bn, act)
         return y if self.keep_deferred else materialise(y)
 
@@ -112,9 +113,7 @@ class NormStep(Step):
     act: Path | Activation | None
 
     def run(self, root: nn.Module, values: Values) -> Any:
-        bn = at(root, self.bn)
-        act = norm_activation(bn) if self.act is None else _activation(root, self.act)
-        return norm(values[self.x], bn, act)
+        return norm(values[self.x], *_norm_and_activation(root, self.bn, self.act))
 
 
 @dataclass(frozen=True)
@@ -232,6 +231,19 @@ def simple(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def is_plain(argument: Any) -> bool:
+    """Whether ``argument`` is a tensor, None, or a list of these: what a plan was traced for."""
+    if isinstance(argument, tuple | list):
+        return all(map(is_plain, argument))
+    return argument is None or isinstance(argument, Tensor)
+
+
+def _norm_and_activation(root: nn.Module, path: Path, act: Path | Activation | None) -> tuple[Any, Any]:
+    """The norm at ``path``, and ``act``, or what the norm itself ends with."""
+    bn = at(root, path)
+    return bn, norm_activation(bn) if act is None else _activation(root, act)
+
+
 def _activation(root: nn.Module, act: Path | Activation | None) -> nn.Module | Activation | None:
     return act if act is None or isinstance(act, Activation) else at(root, act)
 
@@ -248,10 +260,3 @@ def _filled(argument: Any, values: Values) -> Any:
     if isinstance(argument, slice):
         return slice(*(_filled(a, values) for a in (argument.start, argument.stop, argument.step)))
     return argument
-
-
-def is_plain(argument: Any) -> bool:
-    """Whether ``argument`` is a tensor, None, or a list of these: what a plan was traced for."""
-    if isinstance(argument, tuple | list):
-        return all(map(is_plain, argument))
-    return argument is None or isinstance(argument, Tensor)

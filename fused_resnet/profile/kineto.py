@@ -11,29 +11,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["merged_trace", "profiled_step"]
+from .timeline import kind_of
 
-# What an operator does, by the first of these that its name contains.
-KINDS = (
-    ("bn_act_conv_backward", "convolution and norm, backward"),
-    ("bn_act_conv", "convolution and norm"),
-    ("conv_bn_add_act", "convolution and norm"),
-    ("bn_add_act_backward", "norm, add, activation, backward"),
-    ("bn_add_act", "norm, add, activation"),
-    ("max_pool", "pooling"),
-    ("avg_pool", "pooling"),
-    ("convolution_backward", "convolution, backward"),
-    ("conv", "convolution"),
-    ("batch_norm_backward", "norm, backward"),
-    ("batch_norm", "norm"),
-    ("threshold_backward", "activation, backward"),
-    ("relu", "activation"),
-    ("silu", "activation"),
-    ("Optimizer", "optimizer"),
-    ("_foreach", "optimizer"),
-    ("mm", "matrix product"),
-    ("add", "add"),
-)
+__all__ = ["merged_trace", "profiled_step"]
 
 
 def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -45,9 +25,8 @@ def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[lis
     rows = []
     for event in profiler.key_averages():
         own_us = event.self_device_time_total if on_device else event.self_cpu_time_total
-        if own_us > 0:
-            kind = next((kind for part, kind in KINDS if part in event.key), "other")
-            rows.append({"op": event.key, "kind": kind, "calls": event.count, "self_ms": own_us / 1e3})
+        if own_us > 0 and not event.key.startswith(("phase: ", "block: ")):
+            rows.append({"op": event.key, "kind": kind_of(event.key), "calls": event.count, "self_ms": own_us / 1e3})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))

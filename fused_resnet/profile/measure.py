@@ -20,6 +20,7 @@ from .counts import Counter
 from .kineto import memory_curve, merged_trace, profiled_step
 from .machine import measured_roof
 from .result import VARIANTS, ProfileResult
+from .timeline import mark, timeline
 
 __all__ = ["run"]
 
@@ -54,7 +55,8 @@ def run(
         name: of the model, for the report.
         progress: told what is done now, how many units of work are done, and of how many.
 
-    Raises ValueError where ``fuse`` finds nothing to fuse, and for less than one step. Ctrl-C ends the timing: the
+    Raises ValueError where ``fuse`` finds nothing to fuse, for less than one step, and for a model that is not, all of
+    it, on the device of ``inputs``. Ctrl-C ends the timing: the
     steps so far are returned, marked ``interrupted``, or KeyboardInterrupt goes on where there are none.
     """
     if steps < 1:
@@ -99,6 +101,7 @@ class _Session:
         self, model: nn.Module, inputs: Tensor, targets: Any, loss: Loss | None, optimizer: Any, name: str
     ) -> None:
         self.name, self.inputs = name, inputs
+        _check_device(model, inputs.device)
         stock, fused = copy.deepcopy(model).train(), copy.deepcopy(model).train()
         unfuse(stock)
         report = fuse(fused)
@@ -137,6 +140,7 @@ class _Session:
         )
         for variant, trainee in trainees.items():
             result.ops += [{"variant": variant, **row} for row in trainee.ops]
+            result.timeline += [{"variant": variant, **row} for row in trainee.timeline]
             bare = result.steps[variant]["bare"]
             result.overhead.setdefault("clocks", {})[variant] = result.steps[variant]["step"] / bare - 1
             if trainee.trace:
@@ -180,6 +184,7 @@ class _Trainee:
         self.counter: Counter | None = None
         self.ops: list[dict[str, Any]] = []
         self.trace: dict[str, Any] = {}
+        self.timeline: list[dict[str, Any]] = []
         self.profiled_ms = 0.0
 
     def bare_ms(self, keep: bool = False) -> None:
@@ -214,17 +219,21 @@ class _Trainee:
         self.counter = counter
 
     def profile(self) -> None:
-        """A step under torch.profiler."""
+        """A step under torch.profiler, with marks at its phases and blocks."""
         start = time.perf_counter()
+        clock = BlockClock(self.model, self.clock.names, lambda: None, lambda name: mark("block", name))
 
         def step() -> None:
             nonlocal start
             start = time.perf_counter()
-            self._step()
+            with clock:
+                self._step(lambda phase: mark("phase", phase))
             self.wait()
             self.profiled_ms = 1e3 * (time.perf_counter() - start)
 
+        self.bare_ms()  # what was counted and traced before has moved the heap: a first step faults new pages in
         self.ops, self.trace = profiled_step(step, self.inputs.device)
+        self.timeline = timeline(self.trace)
 
     def median_step(self) -> dict[str, float]:
         """The step of median length with its phases, and the median of the bare steps."""
@@ -244,13 +253,16 @@ class _Trainee:
             counts = {"flop": counter.flop[name], "moved_bytes": counter.bytes[name], "kept_bytes": counter.kept[name]}
         return times | counts
 
-    def _step(self) -> tuple[float, float, float, float]:
-        """Times at the start and after forward, backward and optimizer, in seconds."""
+    def _step(self, on_phase: Callable[[str], None] = lambda phase: None) -> tuple[float, float, float, float]:
+        """Times at the start and after each phase, in seconds; ``on_phase`` is told what begins."""
         marks = [time.perf_counter()]
+        on_phase("forward")
         loss = self.loss(self.model(self.inputs), self.targets)
         self._mark(marks)
+        on_phase("backward")
         loss.backward()
         self._mark(marks)
+        on_phase("optimizer")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._mark(marks)
@@ -259,6 +271,14 @@ class _Trainee:
     def _mark(self, marks: list[float]) -> None:
         self.wait()
         marks.append(time.perf_counter())
+
+
+def _check_device(model: nn.Module, device: torch.device) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != device:
+            raise ValueError(
+                f"profile: expected the model on {device}, the device of inputs, got {name} on {tensor.device}"
+            )
 
 
 def _output(output: Any) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from ..report import Page
 from ..report.page import Cell
 from .result import PHASES, VARIANTS, ProfileResult
+from .timeline import LEAST_MS
 
 __all__ = ["profile_page"]
 
@@ -24,6 +25,12 @@ COLUMNS = (
 )
 
 
+OPERATORS_NOTE = (
+    "Under torch.profiler, which slows both down. An operator counts with all that it calls; ours are one kernel each, "
+    f"or two in backward. Those under {LEAST_MS} ms are left out."
+)
+
+
 def profile_page(result: ProfileResult) -> str:
     """The page. Raises ImportError without plotly."""
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
@@ -32,6 +39,8 @@ def profile_page(result: ProfileResult) -> str:
     page.figure(
         "Step timeline", *_timeline(result), "Forward, backward and optimizer of the step of median length, in ms."
     )
+    for variant in VARIANTS if result.timeline else ():
+        page.figure(f"Operators over the step, {variant}", *_operators(result, variant), OPERATORS_NOTE)
     page.figure("Blocks", *_block_bars(result), "Forward and backward of each block together, in ms.")
     if result.memory:
         page.figure("Memory over the step", *_memory(result), "Allocated since the step began, under torch.profiler.")
@@ -44,6 +53,9 @@ def profile_page(result: ProfileResult) -> str:
             for row in result.ops
         ]
         page.table("Operators", ("operator", "variant", "kind", "calls", "own ms"), rows, "Under torch.profiler.")
+    if result.timeline:
+        columns = ("block", "phase", "operator", "variant", "calls", "ms")
+        page.table("Operators by block", columns, _by_block(result), OPERATORS_NOTE)
     costs = {
         f"{instrument}, {variant}": f"{share:+.1%} of a bare step"
         for instrument, shares in result.overhead.items()
@@ -85,7 +97,7 @@ def _timeline(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, An
                 "name": phase,
                 "y": list(VARIANTS),
                 "x": [result.steps[v][phase] for v in VARIANTS],
-                "marker": {"color": "--own", "opacity": opacity[phase]},
+                "marker": {"color": [COLORS[v] for v in VARIANTS], "opacity": opacity[phase]},
                 "texttemplate": "%{x:.1f}",
                 "hovertemplate": f"%{{y}}, {phase}: %{{x:.2f}} ms<extra></extra>",
             }
@@ -96,6 +108,44 @@ def _timeline(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, An
         "xaxis": {"title": {"text": "ms"}},
         "yaxis": {"autorange": "reversed"},
     }
+
+
+def _operators(result: ProfileResult, variant: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A lane for each kind of operator of either variant, the longest on top; dotted lines where a phase begins."""
+    total: dict[str, float] = {}
+    for row in result.timeline:
+        total[row["kind"]] = total.get(row["kind"], 0.0) + row["ms"]
+    lanes = sorted(total, key=lambda kind: total[kind])
+    rows = [row for row in result.timeline if row["variant"] == variant]
+    begins = {row["phase"]: row["start_ms"] for row in reversed(rows)}
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "name": variant,
+        "y": [row["kind"] for row in rows],
+        "base": [row["start_ms"] for row in rows],
+        "x": [row["ms"] for row in rows],
+        "customdata": [[row["op"], row["phase"], row["block"]] for row in rows],
+        "marker": {"color": COLORS[variant]},
+        "hovertemplate": "%{customdata[0]}, %{customdata[1]} %{customdata[2]}: %{value:.2f} ms<extra></extra>",
+    }
+    end = max(row["start_ms"] + row["ms"] for row in result.timeline)
+    return [bars], {
+        "barmode": "overlay",
+        "height": 90 + 26 * len(lanes),
+        "showlegend": False,
+        "xaxis": {"title": {"text": "ms"}, "range": [0, end]},
+        "yaxis": {"categoryorder": "array", "categoryarray": lanes},
+        "shapes": [{**line, "x0": when, "x1": when} for when in begins.values()],
+    }
+
+
+def _by_block(result: ProfileResult) -> list[tuple[str | Cell, ...]]:
+    total: dict[tuple[str, ...], list[float]] = {}
+    for row in result.timeline:
+        total.setdefault((row["block"], row["phase"], row["op"], row["variant"]), []).append(row["ms"])
+    return [(*names, Cell(str(len(ms)), len(ms)), _number(sum(ms), 2)) for names, ms in total.items()]
 
 
 def _block_bars(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, Any]]:

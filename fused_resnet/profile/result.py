@@ -20,9 +20,11 @@ class ProfileResult:
 
     ``steps``: by variant, of the phases, of the whole step (``step``), and the median of steps timed as a whole with no
     clock in them (``bare``). ``blocks``: a row for each block in order, with ``forward_ms``, ``backward_ms``, ``flop``,
-    ``moved_bytes`` and ``kept_bytes`` by variant. ``ops``: a row for each operator and variant. ``memory``: by variant,
-    the bytes allocated during a step, as ``[ms, bytes]``, and their peak. ``overhead``: how much longer a step took
-    than a bare one, by instrument and variant, as a share. ``trace`` is not part of :meth:`to_dict`.
+    ``moved_bytes`` and ``kept_bytes`` by variant. ``ops``: a row for each operator and variant. ``timeline``: the
+    operators of one step under torch.profiler, in order, each with ``kind``, ``phase``, ``block``, ``start_ms`` and
+    ``ms``. ``memory``: by variant, the bytes allocated during a step, as ``[ms, bytes]``, and their peak. ``overhead``:
+    how much longer a step took than a bare one, by instrument and variant, as a share. ``trace`` is not part of
+    :meth:`to_dict`.
     """
 
     model: str
@@ -31,6 +33,7 @@ class ProfileResult:
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
     blocks: list[Row] = field(default_factory=list)
     ops: list[Row] = field(default_factory=list)
+    timeline: list[Row] = field(default_factory=list)
     memory: dict[str, Row] = field(default_factory=dict)
     roof: dict[str, float | None] = field(default_factory=dict)
     overhead: dict[str, dict[str, float]] = field(default_factory=dict)

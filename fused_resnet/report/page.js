@@ -10,16 +10,20 @@ function themed(layout) {
   const axes = Object.fromEntries(
     Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((key) => /^[xy]axis/.test(key))
       .map((key) => [key, { ...axis, ...layout[key] }]));
+  const line = { color: color("soft"), width: 1, dash: "dot" };
+  const shapes = (layout.shapes || []).map((shape) => ({ line, ...shape }));
   return {
-    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", y: 1.12 }, ...layout, ...axes,
+    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", y: 1.12, traceorder: "normal" }, ...layout, ...axes, shapes,
     font: { color: color("text"), family: "system-ui, sans-serif" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("soft"), activecolor: color("text") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   };
 }
 
 function drawn(trace) {
   const marker = trace.marker || {};
-  const themedColor = (c) => (typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c);
+  const themedColor = (c) =>
+    Array.isArray(c) ? c.map(themedColor) : typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c;
   const line = trace.line ? { ...trace.line, color: themedColor(trace.line.color) } : undefined;
   return { ...trace, marker: { ...marker, color: themedColor(marker.color) }, ...(line ? { line } : {}) };
 }
@@ -27,7 +31,9 @@ function drawn(trace) {
 function drawAll() {
   for (const place of document.querySelectorAll(".figure")) {
     const figure = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
-    Plotly.react(place, figure.data.map(drawn), themed(figure.layout), { responsive: true, displaylogo: false });
+    const buttons = matchMedia("(hover: hover)").matches ? "hover" : false; // a finger has no use for them
+    const options = { responsive: true, displaylogo: false, displayModeBar: buttons };
+    Plotly.react(place, figure.data.map(drawn), themed(figure.layout), options);
   }
 }
 

@@ -143,8 +143,46 @@ def test_convolutions_of_other_networks() -> None:
     assert len(fused_resnet.fuse(model).fused) == 1
     model = torchvision.models.mobilenet_v2()
     report = fused_resnet.fuse(model)
-    norms = sum(type(module) is nn.BatchNorm2d for module in model.modules())
-    assert sum(entry.reason.count(" ") > 0 for entry in report.fused) > norms / 4 and report.skipped == []
+    assert [entry.name for entry in report.fused] == ["features.0", "features.18"] and report.skipped == []
+    assert len(report.partial) == 17 and all("is depthwise" in entry.reason for entry in report.partial)
+
+
+class Tree(nn.Module):
+    """A part of the module around it, for its one convolution, with a block of its own inside: as timm's DLA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.conv, self.bn = BasicBlock(8, 8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(self.block(x))).relu()
+
+
+class Forest(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.tree, self.excluded = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), Tree(), Tree()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.excluded(self.tree(self.bn(self.conv(x)).relu()))
+
+
+def test_a_block_inside_a_part_is_fused_too() -> None:
+    report = fused_resnet.fuse(Forest(), exclude=["excluded.block"])
+    assert [entry.name for entry in report.fused] == ["", "tree.block"]
+    assert report.skipped == [("excluded.block", "BasicBlock", "excluded")]
+
+
+def test_layers_on_different_devices() -> None:
+    model = torchvision.models.resnet18()
+    model.layer3.to("meta")  # a block whole on another device is a user's own affair
+    assert len(fused_resnet.fuse(model).fused) == 9
+    fused_resnet.unfuse(model)
+    model.layer2[0].bn2.to("meta")
+    message = r"layers of layer2.0 on one device, got conv1.weight on cpu and bn2.weight on meta"
+    with pytest.raises(ValueError, match=message):
+        fused_resnet.fuse(model)
+    assert type(model) is torchvision.models.ResNet and type(model.layer1[0]) is BasicBlock
 
 
 def test_partial() -> None:

@@ -80,6 +80,28 @@ def test_strided_1x1_of_few_channels(target: str) -> None:
             assert relative_error(a, b) < 1e-5
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 65, 7, 5), (1, 1, 9, 123), (4, 123, 1, 1), (0, 3, 2, 2)], ids=str)
+def test_batch_statistics(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """A mean that dwarfs the deviation costs no more digits than it costs stock batch norm."""
+    x = (torch.randn(shape) + 100.0).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    mean, var = functional.batch_statistics(x)
+    assert mean.dtype == var.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    (mean + var).square().sum().backward()
+    if not x.numel():
+        assert mean.tolist() == var.tolist() == [0.0] * shape[1]
+        return
+    exact_var, exact_mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+    (exact_mean + exact_var).square().sum().backward()
+    rounding = 1e-14 if dtype == torch.float64 else 1e-6
+    assert relative_error(mean, exact_mean) < rounding and relative_error(var, exact_var) < 100 * rounding
+    assert relative_error(x.grad, exact.grad) < (4e-3 if dtype == torch.bfloat16 else 100 * rounding)
+    inputs = (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True),)
+    assert torch.autograd.gradcheck(functional.batch_statistics, inputs)
+
+
 def test_without_running_statistics() -> None:
     x, weight = torch.randn(2, 4, 5, 5), torch.randn(4, 4, 1, 1)
     out = functional.conv_bn_act(x, weight, None, None, training=True)

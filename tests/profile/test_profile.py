@@ -16,6 +16,7 @@ from fused_resnet.fuse import FuseEntry
 from fused_resnet.profile import ProfileResult, run
 from fused_resnet.profile.blocks import block_names
 from fused_resnet.profile.table import stages
+from fused_resnet.profile.timeline import timeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = 4
@@ -80,6 +81,58 @@ def test_operators_and_memory(result: ProfileResult) -> None:
     assert result.roof["bytes_per_s"] > 1e8
 
 
+def test_timeline_has_every_operator_in_its_phase_and_block(result: ProfileResult) -> None:
+    for variant, convolution in (("stock", "aten::conv2d"), ("fused", "fused_resnet::bn_act_conv")):
+        rows = [row for row in result.timeline if row["variant"] == variant]
+        ends = [row["start_ms"] + row["ms"] for row in rows]
+        assert all(row["start_ms"] >= end - 1e-3 for row, end in zip(rows[1:], ends, strict=False))  # none in another
+        assert list(dict.fromkeys(row["phase"] for row in rows)) == ["forward", "backward", "optimizer"]
+        blocks = {phase: [row["block"] for row in rows if row["phase"] == phase] for phase in ("forward", "backward")}
+        order = [block["block"] for block in result.blocks]
+        assert list(dict.fromkeys(blocks["forward"])) == order
+        assert list(dict.fromkeys(blocks["backward"])) == order[::-1]
+        convolutions = [row["block"] for row in rows if row["op"] == convolution]
+        assert len(convolutions) == 19 and convolutions.count("layer2.1") == 2
+        assert rows[-1]["kind"] == "optimizer" and rows[-1]["block"] == ""
+
+
+def test_timeline_of_a_trace() -> None:
+    """What runs before the step, nested and short operators are left out; between two blocks the later one counts."""
+    events = [
+        ("aten::randn", 0, 90),
+        ("phase: forward", 100, 1),
+        ("aten::pad", 102, 20),
+        ("block: a", 130, 1),
+        ("aten::conv2d", 140, 100),
+        ("aten::convolution", 150, 80),
+        ("aten::view", 241, 2),
+        ("block: (head)", 250, 1),
+        ("aten::cat", 260, 30),
+        ("block: b", 300, 1),
+        ("block: (head)", 310, 1),
+        ("aten::linear", 320, 40),
+        ("phase: backward", 400, 1),
+        ("autograd::engine::evaluate_function: MmBackward0", 410, 80),
+        ("aten::mm", 420, 50),
+        ("block: b", 500, 1),
+        ("aten::add", 510, 20),
+        ("phase: optimizer", 600, 1),
+        ("Optimizer.step#SGD.step", 610, 90),
+    ]
+    trace = {"traceEvents": [{"ph": "X", "name": n, "ts": ts, "dur": dur} for n, ts, dur in events]}
+    rows = [(r["op"], r["kind"], r["phase"], r["block"], r["start_ms"], r["ms"]) for r in timeline(trace)]
+    assert rows == [
+        ("aten::pad", "other", "forward", "(stem)", 0.002, 0.02),
+        ("aten::conv2d", "convolution", "forward", "a", 0.04, 0.1),
+        ("aten::cat", "other", "forward", "b", 0.16, 0.03),
+        ("aten::linear", "matrix product", "forward", "(head)", 0.22, 0.04),
+        ("aten::mm", "matrix product", "backward", "(head)", 0.32, 0.05),
+        ("aten::add", "add", "backward", "b", 0.41, 0.02),
+        ("Optimizer.step#SGD.step", "optimizer", "optimizer", "", 0.51, 0.09),
+    ]
+    assert timeline({"traceEvents": []}) == []
+
+
 def test_trace_has_both_side_by_side(result: ProfileResult) -> None:
     events = result.trace["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
@@ -101,7 +154,8 @@ def test_as_text_as_data_and_as_a_page(result: ProfileResult) -> None:
 def test_page_in_a_browser(result: ProfileResult, tmp_path: Path) -> None:
     script = 'return [...document.querySelectorAll(".figure")].map((f) => f.querySelectorAll(".trace").length);'
     found = json.loads(after(result.to_html(), script, tmp_path))
-    assert found == {"answer": [3, 2, 2, 3], "noted": []}  # phases; blocks; memory; roofline with its roof
+    # Phases; operators of either variant; blocks; memory; roofline with its roof.
+    assert found == {"answer": [3, 1, 1, 2, 2, 3], "noted": []}
 
 
 class Regression(nn.Module):
@@ -135,6 +189,8 @@ def test_bad_input() -> None:
         run(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), x)
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
         run(Regression(), x, steps=0)
+    with pytest.raises(ValueError, match=r"the model on cpu, the device of inputs, got layers.0.weight on meta"):
+        run(Regression().to("meta"), x)
     with pytest.raises(
         TypeError, match=r"expected a model that returns logits \[N, classes, ...\], or a loss, got tuple"
     ):

@@ -43,6 +43,13 @@ class Geometry(NamedTuple):
         n, k, height, width = self.output_shape
         return k * self.weight_shape[1] >= 1 << 16 and n * -(-height // 4) * -(-width // 4) <= 8
 
+    @property
+    def is_mostly_padding_in_f4(self) -> bool:
+        """Tiles of two times two outputs need no more products than those of four, and less than half the filter."""
+        height, width = self.output_shape[2:]
+        f2, f4 = ((tile + 2) ** 2 * -(-height // tile) * -(-width // tile) for tile in (2, 4))
+        return f2 <= f4
+
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
@@ -50,7 +57,7 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
     ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
     ("direct", lambda g: g.is_bound_by_its_filter),
-    ("winograd_f2", lambda g: min(g.output_shape[2:]) <= 2),  # four times four outputs would be mostly padding
+    ("winograd_f2", lambda g: g.is_mostly_padding_in_f4),
     ("winograd_f4", lambda g: True),
 )
 
