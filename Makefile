@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
 CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -24,8 +25,9 @@ bench-ops: $(VENV)/.built
 sweep: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
 
+# Each worker runs on one thread, but for the tests that ask for two, whose threads must not spin while they wait.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the engine's and the ops' tests on a copy of the
 # package that is built with them. Leaks are Python's own, and PyTorch is not instrumented.

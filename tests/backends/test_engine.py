@@ -21,6 +21,8 @@ cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module
 WINOGRAD = ("winograd_f2", "winograd_f4")
 IDENTITY = Activation("identity")
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.fixture(params=cpu.supported_isas())
 def isa(request: pytest.FixtureRequest):
@@ -169,6 +171,7 @@ def test_a_packed_filter_follows_its_weight(change: str, monkeypatch: pytest.Mon
 
 def test_a_packed_filter_dies_with_its_weight() -> None:
     weight = torch.randn(16, 16, 3, 3)
+    gc.collect()  # those of earlier tests
     before = len(cpu.packed_filters._packed)
     with torch.no_grad():
         ops.conv_bn_add_act(image(1, 16, 5, 5), weight)
