@@ -3,14 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
-CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu tests/cpu_alone -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # What `make sanitize` runs. Not gradcheck and the like: they are PyTorch's code, slow, and reach no kernel that others do not.
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-timm bench-ops test sanitize gpu-check triton-gate sweep pictures docs lint format clean
+.PHONY: bench bench-timm bench-ops test sanitize neon gpu-check triton-gate sweep pictures docs lint format clean
 
 # Two rounds, to stay within four minutes on two cores, 75 seconds of them torch.compile's first compilation;
 # `fused-resnet bench` alone takes five.
@@ -33,15 +34,22 @@ bench-ops: $(VENV)/.built
 sweep: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
 
+# Each worker runs on one thread, but for the tests that ask for two, whose threads must not spin while they wait.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the engine's and the ops' tests on a copy of the
-# package that is built with them. Leaks are Python's own, and PyTorch is not instrumented.
+# package that is built with them. Leaks are Python's own, and PyTorch is not instrumented. Then without Python, under
+# ThreadSanitizer, in every type and activation; `make test` does so in a few.
 sanitize: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m cpu_alone tsan
 	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# The CPU kernels as NEON code, on an emulated processor: g++-aarch64-linux-gnu and qemu-user-static.
+neon: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m cpu_alone neon
 
 # For whoever has a GPU: at most ten minutes, and leaves gpu-check.json and gpu-check.md.
 gpu-check: $(VENV)/.built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,6 +87,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         if name == "cpu":
             stack.callback(cpu.set_isa, cpu.isa())
             cpu.set_isa(kind)
+            stack.enter_context(threads(2))
         if name == "triton":
             monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", kind)
             monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
@@ -102,10 +103,23 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield request.param
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Runs the test on one thread: small layers gain nothing from more, and lose much where the machine is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Runs the test on two threads, which a worker of pytest-xdist would not."""
+    with threads(2):
+        yield

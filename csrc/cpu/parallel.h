@@ -1,14 +1,18 @@
 // Threads, and memory that lasts for one call.
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "simd.h"
+
+#if defined(__SANITIZE_THREAD__)
+#include "standard_threads.h"
+#else
+#include <omp.h>
+#endif
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
@@ -38,17 +42,25 @@ inline void parallel(int threads, const F& f) {
     f(0, 1);
     return fence();
   }
+#if defined(__SANITIZE_THREAD__)
+  Team(threads).run([&](int part) { f(part, threads); });
+#else
 #pragma omp parallel num_threads(threads)
   {
     f(omp_get_thread_num(), omp_get_num_threads());
     fence();
   }
+#endif
 }
 
 // Waits for the other threads of the same parallel().
 inline void barrier(int parts) {
   if (parts <= 1) return;
+#if defined(__SANITIZE_THREAD__)
+  Team::current->wait();
+#else
 #pragma omp barrier
+#endif
 }
 
 // Threads that work on one thing together: all of them, or each alone.

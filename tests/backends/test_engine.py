@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,6 +23,8 @@ cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module
 
 WINOGRAD = ("winograd_f2", "winograd_f4")
 IDENTITY = Activation("identity")
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(params=cpu.supported_isas())
@@ -171,6 +176,7 @@ def test_a_packed_filter_follows_its_weight(change: str, monkeypatch: pytest.Mon
 
 def test_a_packed_filter_dies_with_its_weight() -> None:
     weight = torch.randn(16, 16, 3, 3)
+    gc.collect()  # those of earlier tests
     before = len(cpu.packed_filters._packed)
     with torch.no_grad():
         ops.conv_bn_add_act(image(1, 16, 5, 5), weight)
@@ -197,3 +203,29 @@ def test_working_memory_is_kept_and_given_back() -> None:
 @pytest.mark.parametrize("dtype", [0, 1])
 def test_the_multiply_add_peak_is_above_what_a_convolution_reaches(dtype: int) -> None:
     assert cpu._cpu.multiply_add_peak(dtype, 1, 0.02) > 1e8
+
+
+FEWER_THREADS = """
+import torch, torch.nn.functional as F
+from fused_resnet import ops, set_float32_conv_precision
+set_float32_conv_precision("highest")
+torch.set_num_threads(8)
+for kernel, stride, size in ((3, 1, 4), (3, 2, 15), (7, 2, 33), (1, 2, 20)):
+    x, weight = torch.randn(6, 40, size, size), torch.randn(48, 40, kernel, kernel, requires_grad=True)
+    wide = weight.detach().double().requires_grad_()
+    y = ops.bn_act_conv(x, None, "relu", weight, stride, kernel // 2)[0]
+    want = F.conv2d(x.double().relu(), wide, stride=stride, padding=kernel // 2)
+    g = torch.randn_like(y)
+    (got_g,), (want_g,) = torch.autograd.grad(y, weight, g), torch.autograd.grad(want, wide, g.double())
+    for got, exact in ((y, want), (got_g, want_g)):
+        assert (got.double() - exact).norm() <= 2e-6 * exact.norm(), (kernel, stride, size)
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_where_openmp_gives_fewer_threads_than_asked_for(limit: int) -> None:
+    """A thread's share is then larger than the number of threads asked for says, and so must its memory be."""
+    environment = os.environ | {"OMP_THREAD_LIMIT": str(limit), "FUSED_RESNET_BACKEND": "cpu"}
+    command = [sys.executable, "-c", FEWER_THREADS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ UndefinedBehaviorSanitizer) and ``tsan``.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -122,16 +123,18 @@ def _ninja(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable
 
     folder.mkdir(parents=True, exist_ok=True)
     includes = " ".join(f"-I{path}" for path in (HERE, sysconfig.get_path("include"), pybind11.get_include()))
-    with (folder / "build.ninja").open("w") as file:
-        n = Writer(file, width=120)
-        command = f"g++ {_COMMON} $flags {includes} -isystem {toolkit_include()} -MMD -MF $out.d -x c++ -c $in -o $out"
-        n.rule("compile", command, depfile="$out.d", deps="gcc")
-        n.rule("link", f"g++ -shared {_SANITIZER[mode]} $in -o $out")
-        for source, flags in compiled.items():
-            n.build([f"{source.name}.o"], "compile", [str(source)], variables={"flags": flags})
-        n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
     command = [shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(folder), "-j2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        with (folder / "build.ninja").open("w") as file:
+            n = Writer(file, width=120)
+            compiler = f"g++ {_COMMON} $flags {includes} -isystem {toolkit_include()}"
+            n.rule("compile", f"{compiler} -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d", deps="gcc")
+            n.rule("link", f"g++ -shared {_SANITIZER[mode]} $in -o $out")
+            for source, flags in compiled.items():
+                n.build([f"{source.name}.o"], "compile", [str(source)], variables={"flags": flags})
+            n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"build of {folder} failed:\n{done.stdout[-4000:]}{done.stderr}")
     return folder / "_cuda.so"

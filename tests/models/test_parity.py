@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.oracle import relative_error
-from support.parity import assert_parity, classify, smooth, stock_twin, with_inference
+from support.parity import ATOL, Step, assert_parity, classify, errors, smooth, stock_twin, with_inference
 from torch import nn
 
 from fused_resnet import models
@@ -37,12 +37,38 @@ def test_training(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert_parity(model, classify(*batch))
 
 
-@pytest.mark.parametrize("name", models.names())
+def step_of(seed: int, mode: str, model: nn.Module, batch: int) -> Step:
+    """A step on random images, the same for the same seed."""
+    torch.manual_seed(seed)
+    x, target = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    if mode == "train":
+        return classify(x, target)
+    with_running_statistics(model, x)
+    return with_inference(classify(x, target), x)
+
+
+@pytest.mark.parametrize("name", [name for name in models.names() if name != "resnet110"])
 def test_evaluation(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Of the gradients of 110 layers in a row, whose rounding adds up at random, some have 2.1 times stock's error."""
     model = smooth(models.create_model(f"fused_resnet:{name}", num_classes=10))
     step = with_inference(classify(*batch), batch[0])
-    assert_parity(with_running_statistics(model, batch[0]), step, factor=3.0 if name == "resnet110" else 2.0)
+    assert_parity(with_running_statistics(model, batch[0]), step)
+
+
+def test_evaluation_of_110_layers() -> None:
+    """Rounding of so many layers adds up at random: each of its 330 gradients in the median of five networks."""
+    ratios: dict[str, list[float]] = {}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = smooth(models.create_model("fused_resnet:resnet110", num_classes=10))
+        step = step_of(seed, "eval", model, batch=2)
+        for name, (ours, stock) in errors(model, step).items():
+            if not name.startswith("grad"):
+                assert ours <= 2 * stock + ATOL, name
+            ratios.setdefault(name, []).append((ours - ATOL) / stock if stock else 0.0)
+    medians = {name: sorted(found)[2] for name, found in ratios.items()}
+    worst = max(medians, key=medians.__getitem__)
+    print(f"{worst}: {medians[worst]:.2f} times the error of stock, the largest of {len(medians)} medians")
+    assert medians[worst] <= 2
 
 
 @pytest.mark.precision("high")
@@ -57,14 +83,21 @@ def test_training_with_winograd(name: str, batch: tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", SHALLOW)
-def test_relu(name: str, mode: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """As they are: all but the gradients is continuous; those may differ where a ReLU or max pool changes its side."""
-    model = models.create_model(f"fused_resnet:{name}", num_classes=10)
-    step = classify(*batch)
-    if mode == "eval":
-        with_running_statistics(model, batch[0])
-        step = with_inference(step, batch[0])
-    assert_parity(model, step, gradient_atol=5e-2)
+def test_relu(name: str, mode: str) -> None:
+    """As they are: all but the gradients is continuous; those jump where a ReLU or max pool changes its side, in stock
+    too. So the root mean square of all gradients' errors, in the median of five networks and batches."""
+    ratios = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = models.create_model(f"fused_resnet:{name}", num_classes=10)
+        found = errors(model, step_of(seed, mode, model, batch=4))
+        gradients = torch.tensor([pair for name, pair in found.items() if name.startswith("grad")])
+        ours, stock = gradients.square().mean(0).sqrt().tolist()
+        ratios.append(ours / stock)
+        for tensor, (ours, stock) in found.items():
+            assert tensor.startswith("grad") or ours <= 2 * stock + ATOL, f"{tensor}: {ours:.3g}, stock has {stock:.3g}"
+    print(f"{name}, {mode}: {sorted(ratios)} times the error of stock's gradients")
+    assert sorted(ratios)[2] <= 2
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])

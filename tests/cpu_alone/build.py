@@ -1,0 +1,129 @@
+"""Builds the CPU kernels and ``driver.cpp``, which calls them, as a program without Python, and runs it.
+
+``python -m cpu_alone MODE ...`` does so for every type and activation; tests take few of them, to save time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["MODES", "build", "missing", "run"]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+FOLDER = ROOT / "build" / "cpu_alone"
+
+
+class Mode(NamedTuple):
+    """How the kernels under test, of vectors of 16 bytes, are compiled; the scalar ones beside them are plain."""
+
+    compiler: str
+    flags: str
+    sanitizer: str = ""
+    emulator: str = ""
+
+
+MODES = {
+    "asan": Mode("g++", "-O1 -g1 -fopenmp", "-fsanitize=address,undefined -fno-sanitize-recover=all"),
+    "tsan": Mode("g++", "-O1 -g1 -fopenmp", "-fsanitize=thread"),
+    "neon": Mode("aarch64-linux-gnu-g++", "-O2 -fopenmp", "", "qemu-aarch64-static"),
+}
+COMMON = "-std=c++17 -fno-math-errno -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+# Of the units of csrc/cpu those that are not for one instruction set and not without Python.
+OTHER_UNITS = ("bindings", "isa", "workspace")
+# The types and activations that a build of few types leaves out of dispatch.h.
+LEFT_OUT = ("float64", "float16", "leaky_relu", "relu6", "hardswish", "gelu")
+# A source file, a text that it has once, and what stands there instead.
+Patch = tuple[str, str, str]
+
+
+def missing(mode: str) -> str | None:
+    """What a build or run here would lack, or None."""
+    needed = [name for name in (MODES[mode].compiler, MODES[mode].emulator) if name]
+    absent = [name for name in needed if shutil.which(name) is None]
+    return f"not verified here for lack of {' and '.join(absent)}" if absent else None
+
+
+def build(mode: str, few_types: bool = False, patch: Patch | None = None) -> Path:
+    """The program. ``few_types`` leaves most types and activations out; ``patch`` is planted into a kernel's source."""
+    folder = FOLDER / f"{mode}{'-few' if few_types else ''}"
+    edits: dict[str, list[tuple[str, str]]] = {}
+    if few_types:
+        cases = (ROOT / "csrc" / "cpu" / "dispatch.h").read_text().splitlines()
+        edits["dispatch.h"] = [(c, "") for c in cases if any(f"::{name}: return" in c for name in LEFT_OUT)]
+    if patch is None:
+        _copy_sources(folder, edits)
+        return _ninja(MODES[mode], folder, _units(MODES[mode], folder, few_types))
+    sound = build(mode, few_types).parent
+    planted, unit = sound / "planted", patch[0].replace(".cpp", ".o")
+    _copy_sources(planted, edits | {patch[0]: [patch[1:]]})
+    units = {unit: _units(MODES[mode], planted, few_types)[unit]}
+    return _ninja(MODES[mode], planted, units, [path for path in sound.glob("*.o") if path.name != unit])
+
+
+def run(mode: str, program: Path) -> subprocess.CompletedProcess[str]:
+    """Runs it; the exit code is 0 where all results are right and no sanitizer has anything to say."""
+    emulator = [MODES[mode].emulator] if MODES[mode].emulator else []
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    return subprocess.run(
+        [*emulator, str(program)], env=os.environ | options, capture_output=True, text=True, check=False
+    )
+
+
+def _copy_sources(folder: Path, edits: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    """csrc without csrc/cuda, edited, written only where it changes: ninja looks at the time."""
+    for source in (*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cpu").iterdir()):
+        text = source.read_text()
+        for before, after in edits.get(source.name, ()):
+            if text.count(before) != 1:
+                raise ValueError(f"{source.name}: expected once, found {text.count(before)} times: {before!r}")
+            text = text.replace(before, after)
+        copy = folder / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists() or copy.read_text() != text:
+            copy.write_text(text)
+
+
+def _units(mode: Mode, folder: Path, few_types: bool) -> dict[str, tuple[Path, str]]:
+    """Each object's source and flags."""
+    cpu = folder / "csrc" / "cpu"
+    tested = f"{mode.flags} {mode.sanitizer} -DFUSED_RESNET_TARGET=vector16 -DFUSED_RESNET_VECTOR_BYTES=16"
+    scalar = f"{mode.flags} -DFUSED_RESNET_TARGET=baseline -DFUSED_RESNET_VECTOR_BYTES=0"
+    driver = f"{mode.flags} {mode.sanitizer} -DFUSED_RESNET_TARGET=driver -DTESTED=vector16"
+    units = {
+        "driver.o": (HERE / "driver.cpp", f"{driver} -DFEW_TYPES" if few_types else driver),
+        "workspace.o": (cpu / "workspace.cpp", tested),
+    }
+    for name in sorted(path.stem for path in cpu.glob("*.cpp") if path.stem not in OTHER_UNITS):
+        units[f"{name}.o"] = (cpu / f"{name}.cpp", tested)
+        units[f"scalar_{name}.o"] = (cpu / f"{name}.cpp", scalar)
+    return units
+
+
+def _ninja(mode: Mode, folder: Path, units: Mapping[str, tuple[Path, str]], objects: Iterable[Path] = ()) -> Path:
+    """Compiles the units, links them with finished objects, and returns the program."""
+    from ninja import BIN_DIR
+    from ninja.ninja_syntax import Writer
+
+    command = [shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(folder), "-j2"]
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        with (folder / "build.ninja").open("w") as file:
+            n = Writer(file, width=120)
+            compiler = f"{mode.compiler} {COMMON} $flags"
+            n.rule("compile", f"{compiler} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+            static = "-static" if mode.emulator else ""
+            n.rule("link", f"{mode.compiler} {mode.flags} {mode.sanitizer} {static} $in -o $out")
+            for target, (source, flags) in units.items():
+                n.build([target], "compile", [str(source)], variables={"flags": flags})
+            n.build(["driver"], "link", [*units, *map(str, objects)])
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"build of {folder} failed:\n{done.stdout[-4000:]}{done.stderr}")
+    return folder / "driver"

@@ -1,0 +1,167 @@
+// Runs the CPU kernels without Python: those of one instruction set, on one to three threads, beside the scalar ones on
+// one thread. For what Python is in the way of: sanitizers, and processors that are emulated.
+#include <cstdio>
+#include <functional>
+
+#include "tensors.h"
+
+namespace fused_resnet {
+
+namespace TESTED {
+const Kernels& kernels();
+}
+namespace baseline {
+const Kernels& kernels();
+}
+
+namespace {
+
+#ifdef FEW_TYPES
+constexpr DType kTypes[] = {DType::float32, DType::bfloat16};
+constexpr Activation kActivations[] = {Activation::relu, Activation::silu};
+#else
+constexpr DType kTypes[] = {DType::float32, DType::float64, DType::bfloat16, DType::float16};
+constexpr Activation kActivations[] = {Activation::identity, Activation::relu, Activation::leaky_relu,
+                                       Activation::relu6,    Activation::silu, Activation::hardswish,
+                                       Activation::gelu};
+#endif
+
+// Relative error allowed. Where sums differ in the last bit, a stored 16-bit number may be its neighbour.
+double tolerance(DType dtype, ConvAlgorithm algorithm = ConvAlgorithm::direct) {
+  switch (dtype) {
+    case DType::float64: return 1e-11;
+    case DType::float32: return algorithm == ConvAlgorithm::direct ? 4e-6 : 4e-5;
+    case DType::bfloat16: return 4e-3;
+    case DType::float16: return 5e-4;
+  }
+  return 0;
+}
+
+int runs = 0, failures = 0;
+
+using Outputs = std::vector<Tensor>;
+using Run = std::function<Outputs(const Kernels&, int threads)>;
+
+void compare(const std::string& name, DType dtype, double allowed, const Run& run) {
+  const Outputs want = run(baseline::kernels(), 1);
+  for (int threads = 1; threads <= 3; ++threads) {
+    const Outputs got = run(TESTED::kernels(), threads);
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double error = relative_error(got[i], want[i]);
+      ++runs;
+      if (error <= allowed) continue;
+      ++failures;
+      std::printf("%s, dtype %d, %d threads, output %zu: error %.3g, allowed %.3g\n", name.c_str(),
+                  static_cast<int>(dtype), threads, i, error, allowed);
+    }
+  }
+}
+
+void check_bn_add_act(DType dtype, const ActivationArgs& activation, const ChannelView& view) {
+  Tensor x = Tensor::random(dtype, view.elements()), residual = Tensor::random(dtype, view.elements());
+  Tensor g = Tensor::random(dtype, view.elements());
+  Norms bn(dtype, view.channels), residual_bn(dtype, view.channels);
+  compare("bn_add_act", dtype, tolerance(dtype), [&](const Kernels& kernels, int threads) {
+    Tensor out(dtype, view.elements());
+    kernels.bn_add_act(
+        {dtype, activation, view, threads, x.data(), bn.args(), residual.data(), residual_bn.args(), out.data()});
+    return Outputs{out};
+  });
+  compare("bn_add_act_backward", dtype, tolerance(dtype), [&](const Kernels& kernels, int threads) {
+    Tensor g_x(dtype, view.elements()), g_residual(dtype, view.elements());
+    Tensor g_bn(wide(dtype), 4 * view.channels), g_residual_bn(wide(dtype), 4 * view.channels);
+    kernels.bn_add_act_backward({dtype, activation, view, threads, g.data(), x.data(), bn.args(), residual.data(),
+                                 residual_bn.args(), g_x.data(), g_bn.data(), g_residual.data(), g_residual_bn.data()});
+    return Outputs{g_x, g_bn, g_residual, g_residual_bn};
+  });
+}
+
+void check_max_pool(DType dtype, const ActivationArgs& activation) {
+  const PoolShape s{2, 41, 35, 21, 21, 18, 3, 3, 2, 2, 1, 1};
+  const int64_t in = s.batch * s.height * s.width * s.channels;
+  const int64_t out_elements = s.batch * s.out_height * s.out_width * s.channels;
+  Tensor x = Tensor::random(dtype, in), g = Tensor::random(dtype, out_elements);
+  Norms bn(dtype, s.channels);
+  compare("bn_act_max_pool and its backward", dtype, tolerance(dtype), [&](const Kernels& kernels, int threads) {
+    Tensor out(dtype, out_elements), g_x(dtype, in), g_bn(wide(dtype), 4 * s.channels);
+    std::vector<uint8_t> indices(out_elements);
+    kernels.bn_act_max_pool({dtype, activation, s, threads, x.data(), bn.args(), out.data(), indices.data()});
+    kernels.bn_act_max_pool_backward(
+        {dtype, activation, s, threads, g.data(), indices.data(), x.data(), bn.args(), g_x.data(), g_bn.data()});
+    return Outputs{out, g_x, g_bn};
+  });
+}
+
+// [batch, height, width, channels] to out_channels.
+ConvShape conv_shape(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t out_channels,
+                     int64_t kernel, int64_t stride, int64_t pad, int64_t dilation = 1, int64_t groups = 1) {
+  const auto size = [&](int64_t in) { return (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; };
+  return {batch,  height, width,  channels, size(height), size(width), out_channels, kernel,
+          kernel, stride, stride, pad,      pad,          dilation,    dilation,     groups};
+}
+
+void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& s, ConvAlgorithm algorithm) {
+  const int64_t in = s.batch * s.height * s.width * s.channels, area = s.kernel_h * s.kernel_w;
+  const int64_t out = s.batch * s.out_height * s.out_width * s.out_channels, per_group = s.channels / s.groups;
+  const int64_t filter = s.out_channels * per_group * area;
+  Tensor x = Tensor::random(dtype, in), weight = Tensor::random(wide(dtype), filter);
+  Tensor g = Tensor::random(dtype, out), y = Tensor::random(dtype, out), residual = Tensor::random(dtype, out);
+  Norms bn(dtype, s.channels), out_bn(dtype, s.out_channels), gradient(dtype, s.out_channels);
+  const ConvGradient g_y{g.data(), y.data(), gradient.mean.data(), gradient.weight.data(), gradient.bias.data()};
+  const auto conv = [&](int threads) {
+    return ConvArgs{dtype, algorithm, s, {per_group * area, area, s.kernel_w, 1}, threads};
+  };
+  const double allowed = tolerance(dtype, algorithm);
+  compare("conv_forward", dtype, allowed, [&](const Kernels& kernels, int threads) {
+    Tensor result(dtype, out), mean(wide(dtype), s.out_channels), var(wide(dtype), s.out_channels);
+    kernels.conv_forward({conv(threads), activation, x.data(), bn.args(), weight.data(), out_bn.bias.data(),
+                          result.data(), mean.data(), var.data()});
+    return Outputs{result, mean, var};
+  });
+  compare("conv_dgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
+    Tensor g_x(dtype, in), g_bn(wide(dtype), 4 * s.channels);
+    kernels.conv_dgrad({conv(threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
+    return Outputs{g_x, g_bn};
+  });
+  compare("conv_wgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
+    Tensor g_weight(wide(dtype), filter);
+    kernels.conv_wgrad({conv(threads), activation, g_y, x.data(), bn.args(), g_weight.data()});
+    return Outputs{g_weight};
+  });
+  compare("conv_bn_add_act", dtype, allowed, [&](const Kernels& kernels, int threads) {
+    Tensor result(dtype, out), packed(wide(dtype), kernels.conv_packed_size(conv(threads)));
+    kernels.conv_pack({conv(threads), weight.data(), packed.data()});
+    kernels.conv_bn_add_act({conv(threads), activation, x.data(), weight.data(), packed.data(), out_bn.weight.data(),
+                             out_bn.args(), residual.data(), result.data()});
+    return Outputs{result};
+  });
+}
+
+void check_all() {
+  for (const DType dtype : kTypes)
+    for (const Activation kind : kActivations) {
+      const ActivationArgs activation{kind, 0.1};
+      check_bn_add_act(dtype, activation, {1703, 37, 1});  // channels_last
+      check_bn_add_act(dtype, activation, {3, 37, 571});   // contiguous
+      check_max_pool(dtype, activation);
+      check_conv(dtype, activation, conv_shape(2, 13, 15, 19, 37, 1, 1, 0), ConvAlgorithm::direct);
+    }
+  for (const DType dtype : kTypes) {
+    const ActivationArgs silu{Activation::silu, 0};
+    check_conv(dtype, silu, conv_shape(2, 14, 17, 33, 35, 3, 2, 1), ConvAlgorithm::direct);
+    check_conv(dtype, silu, conv_shape(2, 25, 23, 3, 17, 7, 2, 3), ConvAlgorithm::direct);
+    check_conv(dtype, silu, conv_shape(3, 11, 9, 24, 40, 3, 1, 2, 2, 8), ConvAlgorithm::direct);
+    check_conv(dtype, silu, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), ConvAlgorithm::direct);  // threads share channels
+    for (const ConvAlgorithm winograd : {ConvAlgorithm::winograd_f2, ConvAlgorithm::winograd_f4})
+      check_conv(dtype, silu, conv_shape(3, 13, 18, 35, 33, 3, 1, 1), winograd);
+  }
+}
+
+}  // namespace
+}  // namespace fused_resnet
+
+int main() {
+  fused_resnet::check_all();
+  std::printf("%d results, %d wrong\n", fused_resnet::runs, fused_resnet::failures);
+  return fused_resnet::failures ? 1 : 0;
+}
