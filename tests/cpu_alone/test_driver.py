@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cpu_alone import build
 
-# Threads that multiply before all have gathered: the second of two barriers is still there.
-RACE = ("gather_wgrad.cpp", "      barrier(parts);\n      multiply(rows", "      multiply(rows")
-OVERRUN = ("gather_wgrad.cpp", "columns_of_u_ + group * u_size_ + column * pixels_", "columns_of_u_ - 1")
+# Threads that add up the sums of all before all are done.
+RACE = ("gather_wgrad.cpp", "    barrier(parts);\n    write(", "    write(")
+OVERRUN = ("gather_wgrad.cpp", "own.u.data + column * pixels_", "u_ - 1")
 
 
 def built(mode: str, patch: build.Patch | None = None) -> Path:
