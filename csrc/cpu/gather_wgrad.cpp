@@ -44,49 +44,49 @@ class GatherWgrad {
     strip_size_ = pointwise_ ? 0 : strip_.size(std::min(rows_, shape.out_height), 1);
     sums_size_ = result_rows_ * columns_;
     is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= kOwnBytes;
-    const int teams = is_alone_ ? threads : 1;
+    const int crews = is_alone_ ? threads : 1;
     u_size_ = round_up(columns_, kPanel<S>) * pixels_;
     g_size_ = round_up(shape.out_channels, kColumnChunk<S>) * pixels_;
     strips_ = workspace<S>(Slot::strips, strip_size_ * threads);
-    u_ = workspace<S>(Slot::tiles, u_size_ * teams);
-    g_ = workspace<S>(Slot::gradients, g_size_ * teams);
-    sums_ = workspace<S>(Slot::sums, sums_size_ * teams);
+    u_ = workspace<S>(Slot::tiles, u_size_ * crews);
+    g_ = workspace<S>(Slot::gradients, g_size_ * crews);
+    sums_ = workspace<S>(Slot::sums, sums_size_ * crews);
   }
 
   void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
-    const Team team = Team::of(part, parts, is_alone_);
-    const Matrices own = matrices(team.number);
-    const Range all = team.share_of_team(shape_.batch * shape_.out_height);
+    const Crew crew = Crew::of(part, parts, is_alone_);
+    const Matrices own = matrices(crew.number);
+    const Range all = crew.share_of_crew(shape_.batch * shape_.out_height);
     if (all.begin == all.end) std::fill_n(own.sums, sums_size_, S(0));
     const bool has_short_runs = runs_.front().length % kLanes<S> != 0;
     const Scratch<S> row_of_u(has_short_runs ? columns_ + kLanes<S> : 0);
     S* together = has_short_runs ? row_of_u.get() : nullptr;
     for (int64_t row = all.begin; row < all.end; row += rows_) {
       const int64_t rows = std::min(rows_, all.end - row);
-      gather(row, team.share_of_member(rows), strips_ + part * strip_size_, together, own);
+      gather(row, crew.share_of_member(rows), strips_ + part * strip_size_, together, own);
       Ahead ahead;
-      const Range next = team.share_of_member(std::min(rows_, all.end - row - rows));
+      const Range next = crew.share_of_member(std::min(rows_, all.end - row - rows));
       announce(row + rows + next.begin, row + rows + next.end, ahead);
-      team.wait();
-      multiply(own, rows * shape_.out_width, team, row > all.begin, ahead);
-      team.wait();
+      crew.wait();
+      multiply(own, rows * shape_.out_width, crew, row > all.begin, ahead);
+      crew.wait();
     }
     barrier(parts);
-    write(share(shape_.out_channels, part, parts), team.teams, g_weight, strides);
+    write(share(shape_.out_channels, part, parts), crew.crews, g_weight, strides);
   }
 
  private:
-  // A team's.
+  // A crew's.
   struct Matrices {
     Rows<S> u, g;
     S* sums;
   };
 
-  Matrices matrices(int team) const {
+  Matrices matrices(int crew) const {
     constexpr int64_t kChunkOfG = kColumnChunk<S>;
-    return {Rows<S>::panels(u_ + team * u_size_, pixels_),
-            {g_ + team * g_size_, kChunkOfG, kChunkOfG, kChunkOfG * pixels_},
-            sums_ + team * sums_size_};
+    return {Rows<S>::panels(u_ + crew * u_size_, pixels_),
+            {g_ + crew * g_size_, kChunkOfG, kChunkOfG, kChunkOfG * pixels_},
+            sums_ + crew * sums_size_};
   }
 
   // Rows of outputs [begin, end) of the block that begins with `row`.
@@ -131,9 +131,9 @@ class GatherWgrad {
     }
   }
 
-  void multiply(const Matrices& own, int64_t pixels, const Team& team, bool adds, Ahead& ahead) const {
+  void multiply(const Matrices& own, int64_t pixels, const Crew& crew, bool adds, Ahead& ahead) const {
     const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = result_rows_ / kColumnRows;
-    const Range items = team.share_of_member(panels * blocks);
+    const Range items = crew.share_of_member(panels * blocks);
     ahead.spread((items.end - items.begin) * pixels);
     for (int64_t item = items.begin, count; item < items.end; item += count) {
       const int64_t slab = item / (kSlabBlocks * panels) * kSlabBlocks, height = std::min(kSlabBlocks, blocks - slab);
@@ -158,12 +158,12 @@ class GatherWgrad {
     }
   }
 
-  // Adds up the teams' sums, in their order.
-  void write(const Range& outputs, int teams, S* g_weight, const FilterStrides& w) const {
+  // Adds up the crews' sums, in their order.
+  void write(const Range& outputs, int crews, S* g_weight, const FilterStrides& w) const {
     for (int64_t o = outputs.begin; o < outputs.end; ++o) {
       S* sums = sums_ + o * columns_;
-      for (int team = 1; team < teams; ++team)
-        for (int64_t c = 0; c < columns_; ++c) sums[c] += sums[team * sums_size_ + c];
+      for (int crew = 1; crew < crews; ++crew)
+        for (int64_t c = 0; c < columns_; ++c) sums[c] += sums[crew * sums_size_ + c];
       for (const Tap& tap : taps_) {
         S* to = g_weight + o * w.k + tap.r * w.r + tap.s * w.s;
         for (int64_t c = 0; c < shape_.channels; ++c) to[c * w.c] = sums[c];
@@ -182,7 +182,7 @@ class GatherWgrad {
   const Source<S>&u_source_, &g_source_;
   int64_t columns_, result_rows_;                     // of the result, padded
   int64_t rows_, pixels_;                             // of outputs in a block
-  int64_t strip_size_, u_size_, g_size_, sums_size_;  // of a thread, and of a team
+  int64_t strip_size_, u_size_, g_size_, sums_size_;  // of a thread, and of a crew
   bool is_alone_;                                     // each thread
   S *strips_, *u_, *g_, *sums_;
 };

@@ -64,15 +64,15 @@ inline void barrier(int parts) {
 }
 
 // Threads that work on one thing together: all of them, or each alone.
-struct Team {
-  int number, teams;    // which of how many
+struct Crew {
+  int number, crews;    // which of how many
   int member, members;  // of this one
 
-  static Team of(int part, int parts, bool is_alone) {
-    return is_alone ? Team{part, parts, 0, 1} : Team{0, 1, part, parts};
+  static Crew of(int part, int parts, bool is_alone) {
+    return is_alone ? Crew{part, parts, 0, 1} : Crew{0, 1, part, parts};
   }
 
-  Range share_of_team(int64_t total) const { return share(total, number, teams); }
+  Range share_of_crew(int64_t total) const { return share(total, number, crews); }
   Range share_of_member(int64_t total) const { return share(total, member, members); }
   // Waits for the other members.
   void wait() const { barrier(members); }

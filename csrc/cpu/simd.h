@@ -4,6 +4,7 @@
 // specification which the wider ones are tested against.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -178,7 +179,7 @@ inline Vector<S> load_bytes(const uint8_t* p, int n) {
   if (n == kLanes<S>)
     std::memcpy(&bytes, p, sizeof(Bytes));
   else
-    std::memcpy(&bytes, p, n);
+    std::memcpy(&bytes, p, std::min<size_t>(n, sizeof(Bytes)));
   return convert<S, kLanes<S>>(bytes);
 }
 
@@ -188,7 +189,7 @@ inline void store_bytes(uint8_t* p, Vector<S> v, int n) {
   if (n == kLanes<S>)
     std::memcpy(p, &bytes, sizeof(bytes));
   else
-    std::memcpy(p, &bytes, n);
+    std::memcpy(p, &bytes, std::min<size_t>(n, sizeof(bytes)));
 }
 
 }  // namespace FUSED_RESNET_TARGET

@@ -157,8 +157,9 @@ def test_train_writes_its_losses_and_curves(capsys, tmp_path):
 def test_train_keeps_its_losses_when_interrupted(tmp_path):
     path = tmp_path / "train.json"
     program = f"""
-import contextlib, sys
+import contextlib, signal, sys
 from fused_resnet.cli import main, train
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 train.progress_bar = lambda: contextlib.nullcontext(lambda *_: print("a step", flush=True))
 sys.exit(main("train --batch 8 --threads 1 --stock --json {path}".split()))
 """
@@ -199,7 +200,7 @@ def test_profile_writes_everything(capsys, tmp_path):
     assert set(result["steps"]) == {"stock", "fused"} and result["environment"]["torch"] == torch.__version__
     assert json.loads(paths["trace"].read_text())["traceEvents"]
     assert paths["plot"].read_bytes().startswith(PNG)
-    assert paths["html"].read_text().count('class="figure"') == 4
+    assert paths["html"].read_text().count('class="figure"') == 6
     assert {*tmp_path.iterdir()} == {*paths.values()}
 
 

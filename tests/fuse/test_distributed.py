@@ -33,6 +33,7 @@ def gradients(fused: bool) -> dict[str, Tensor]:
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    fused_resnet.set_float32_conv_precision("highest")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         torch.save((gradients(fused=True), gradients(fused=False)), f"{folder}/rank{rank}.pt")
