@@ -28,67 +28,63 @@ Range covering(int64_t position, int64_t stride, int64_t pad, int64_t kernel, in
   return {first > 0 ? (first + stride - 1) / stride : 0, last < outputs ? last : outputs};
 }
 
+// Calls f(output, channel, lanes, first place, visit) for each register of the outputs; visit(g) calls g(input, place)
+// for each pixel of its window, in order. Outputs and inputs are offsets of elements, a place is a pixel's in its
+// window.
+template <class S, class F>
+void for_windows(const PoolShape& s, int threads, const F& f) {
+  for_each(s.batch * s.out_height, threads_for(s.batch * s.height * s.width * s.channels, threads),
+           [&](int, int64_t row) {
+             const Window h(row % s.out_height, s.stride_h, s.pad_h, s.kernel_h, s.height);
+             const int64_t top = row / s.out_height * s.height + h.origin;
+             for (int64_t ow = 0; ow < s.out_width; ++ow) {
+               const Window w(ow, s.stride_w, s.pad_w, s.kernel_w, s.width);
+               for (int64_t c = 0; c < s.channels; c += kLanes<S>) {
+                 const int lanes = static_cast<int>(s.channels - c < kLanes<S> ? s.channels - c : kLanes<S>);
+                 const auto visit = [&](const auto& g) {
+                   for (int64_t i = h.begin; i < h.end; ++i)
+                     for (int64_t j = w.begin; j < w.end; ++j)
+                       g(((top + i) * s.width + w.origin + j) * s.channels + c, i * s.kernel_w + j);
+                 };
+                 f((row * s.out_width + ow) * s.channels + c, c, lanes, h.begin * s.kernel_w + w.begin, visit);
+               }
+             }
+           });
+}
+
 template <class T, Activation A>
 void bn_act_max_pool_kernel(const BnActMaxPoolArgs& a) {
   using S = Accumulate<T>;
-  const PoolShape& s = a.shape;
   const auto* x = static_cast<const T*>(a.x);
   auto* out = static_cast<T*>(a.out);
   const S slope = static_cast<S>(a.activation.negative_slope);
-  const Norm<S> norm(s.channels, a.bn);
-  const int64_t elements = s.batch * s.height * s.width * s.channels;
-  for_each(s.batch * s.out_height, threads_for(elements, a.threads), [&](int, int64_t row) {
-    const Window h(row % s.out_height, s.stride_h, s.pad_h, s.kernel_h, s.height);
-    const int64_t top = row / s.out_height * s.height + h.origin;
-    for (int64_t ow = 0; ow < s.out_width; ++ow) {
-      const Window w(ow, s.stride_w, s.pad_w, s.kernel_w, s.width);
-      const int64_t to = (row * s.out_width + ow) * s.channels;
-      for (int64_t c = 0; c < s.channels; c += kLanes<S>) {
-        const int lanes = static_cast<int>(s.channels - c < kLanes<S> ? s.channels - c : kLanes<S>);
-        const auto bn = norm.channels_from(c);
-        Vector<S> best = broadcast(-std::numeric_limits<S>::infinity());
-        Vector<S> winner = broadcast(static_cast<S>(h.begin * s.kernel_w + w.begin));
-        for (int64_t i = h.begin; i < h.end; ++i) {
-          for (int64_t j = w.begin; j < w.end; ++j) {
-            const int64_t at = ((top + i) * s.width + w.origin + j) * s.channels + c;
-            const Vector<S> u = activate<A>(bn(load(x + at, lanes)), slope);
-            const auto wins = (u > best) | (u != u);
-            best = wins ? u : best;
-            winner = wins ? broadcast(static_cast<S>(i * s.kernel_w + j)) : winner;
-          }
-        }
-        store(out + to + c, best, lanes);
-        store_bytes<S>(a.indices + to + c, winner, lanes);
-      }
-    }
+  const Norm<S> norm(a.shape.channels, a.bn);
+  for_windows<S>(a.shape, a.threads, [&](int64_t to, int64_t c, int lanes, int64_t first_place, const auto& visit) {
+    const auto bn = norm.channels_from(c);
+    Vector<S> best = broadcast(-std::numeric_limits<S>::infinity()), winner = broadcast(static_cast<S>(first_place));
+    visit([&](int64_t from, int64_t place) {
+      const Vector<S> u = activate<A>(bn(load(x + from, lanes)), slope);
+      const auto wins = (u > best) | (u != u);
+      best = wins ? u : best;
+      winner = wins ? broadcast(static_cast<S>(place)) : winner;
+    });
+    store(out + to, best, lanes);
+    store_bytes<S>(a.indices + to, winner, lanes);
   });
 }
 
 template <class T>
 void max_pool_kernel(const MaxPoolArgs& a) {
   using S = Accumulate<T>;
-  const PoolShape& s = a.shape;
   const auto* x = static_cast<const T*>(a.x);
   auto* out = static_cast<T*>(a.out);
-  const int64_t elements = s.batch * s.height * s.width * s.channels;
-  for_each(s.batch * s.out_height, threads_for(elements, a.threads), [&](int, int64_t row) {
-    const Window h(row % s.out_height, s.stride_h, s.pad_h, s.kernel_h, s.height);
-    const int64_t top = row / s.out_height * s.height + h.origin;
-    for (int64_t ow = 0; ow < s.out_width; ++ow) {
-      const Window w(ow, s.stride_w, s.pad_w, s.kernel_w, s.width);
-      const int64_t to = (row * s.out_width + ow) * s.channels;
-      for (int64_t c = 0; c < s.channels; c += kLanes<S>) {
-        const int lanes = static_cast<int>(s.channels - c < kLanes<S> ? s.channels - c : kLanes<S>);
-        Vector<S> best = broadcast(-std::numeric_limits<S>::infinity());
-        for (int64_t i = h.begin; i < h.end; ++i) {
-          for (int64_t j = w.begin; j < w.end; ++j) {
-            const Vector<S> u = load(x + ((top + i) * s.width + w.origin + j) * s.channels + c, lanes);
-            best = (u > best) | (u != u) ? u : best;
-          }
-        }
-        store(out + to + c, best, lanes);
-      }
-    }
+  for_windows<S>(a.shape, a.threads, [&](int64_t to, int64_t, int lanes, int64_t, const auto& visit) {
+    Vector<S> best = broadcast(-std::numeric_limits<S>::infinity());
+    visit([&](int64_t from, int64_t) {
+      const Vector<S> u = load(x + from, lanes);
+      best = (u > best) | (u != u) ? u : best;
+    });
+    store(out + to, best, lanes);
   });
 }
 
