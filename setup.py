@@ -49,7 +49,8 @@ KERNELS = (
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
-X86 = {"baseline": (0, ""), "avx2": (32, AVX2), "avx512": (64, AVX512)}
+AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
+X86 = {"baseline": (0, ""), "avx2": (32, AVX2), "avx512": (64, AVX512), "amx": (64, AMX)}
 ARM = {"baseline": (0, ""), "neon": (16, "")}
 # Instruction sets by machine: the bytes of a vector (0: scalar) and the compiler's options.
 TARGETS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}

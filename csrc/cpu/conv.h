@@ -148,6 +148,19 @@ template <class S>
 void strip_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
                  const FilterStrides& strides);
 
+// Direct convolution in tile registers, with every float as the sum of kParts bfloat16 numbers, 1 to 3. `packed` holds
+// the filters as pack_line has written them; its size is in floats.
+template <int kParts>
+int64_t packed_line_size(const GatherPlan& plan, const Filter<float>& filter);
+template <int kParts>
+void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads, float* packed);
+template <int kParts>
+void line_conv(const GatherPlan& plan, const Filter<float>& filter, const float* packed, const Source<float>& source,
+               PieceSink<float>& sink, int threads);
+template <int kParts>
+void line_wgrad(const ConvShape& shape, const Source<float>& u, const Source<float>& g, int threads, float* g_weight,
+                const FilterStrides& strides);
+
 // Winograd F(m x m, 3x3), m = 2 or 4.
 template <class S>
 int64_t packed_winograd_size(int m, const Filter<S>& filter);

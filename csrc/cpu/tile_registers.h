@@ -1,0 +1,205 @@
+// Products of bfloat16 matrices in tile registers (Intel AMX), and floats as sums of bfloat16 numbers.
+//
+// A float is the sum of three bfloat16 parts, all 24 bits of it, or to 16 bits of two: a = a0 + a1 + a2, each part the
+// nearest to what the ones before have left. A product of floats is then the sum of the products of their parts, of
+// which those below the last bit are left out (Henry, Tang, Heinecke 2019, "Leveraging the bfloat16 Artificial
+// Intelligence Datatype For Higher-Precision Computations"). The sums are in float. Numbers below 1e-38 count as zero.
+//
+// Without the unit the registers are plain arrays: the specification, which runs everywhere.
+#pragma once
+
+#include "ahead.h"
+#include "float16.h"
+#include "simd.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+constexpr int kTileSide = 16;        // rows, and columns of sums, of a register
+constexpr int64_t kTileTerms = 32;   // terms of a sum in a row of a register, 64 bytes
+constexpr int64_t kTileBytes = 64;   // of a row
+constexpr int64_t kTileNumbers = kTileSide * kTileTerms;
+
+// Eight registers. `a` has rows of 32 terms; `b` rows of pairs of terms, for 16 columns beside each other.
+class Tiles {
+ public:
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+#if defined(__AMX_BF16__)
+  // Whoever used the registers before finds their shapes again: oneDNN does not set them anew.
+  Tiles() {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    asm volatile("ldtilecfg %0" ::"m"(shapes_));
+  }
+  ~Tiles() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
+
+  template <int t>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(t));
+  }
+  template <int t>
+  void load(const void* from, int64_t row_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(t) : "memory");
+  }
+  template <int t>
+  void store(void* to, int64_t row_bytes) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(t) : "memory");
+  }
+  // sums += a b
+  template <int sums, int a, int b>
+  void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
+  }
+
+ private:
+  struct alignas(64) Shapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  Shapes shapes_, before_;
+#else
+  Tiles() = default;
+
+  template <int t>
+  void zero() {
+    std::memset(data_[t], 0, sizeof(data_[t]));
+  }
+  template <int t>
+  void load(const void* from, int64_t row_bytes) {
+    for (int i = 0; i < kTileSide; ++i)
+      std::memcpy(data_[t] + i * kTileBytes, static_cast<const char*>(from) + i * row_bytes, kTileBytes);
+  }
+  template <int t>
+  void store(void* to, int64_t row_bytes) const {
+    for (int i = 0; i < kTileSide; ++i)
+      std::memcpy(static_cast<char*>(to) + i * row_bytes, data_[t] + i * kTileBytes, kTileBytes);
+  }
+  template <int sums, int a, int b>
+  void multiply() {
+    float total[kTileSide][kTileSide];
+    BFloat16 left[kTileSide][kTileTerms], right[kTileSide][kTileTerms];
+    std::memcpy(total, data_[sums], sizeof(total));
+    std::memcpy(left, data_[a], sizeof(left));
+    std::memcpy(right, data_[b], sizeof(right));
+    for (int i = 0; i < kTileSide; ++i)
+      for (int j = 0; j < kTileSide; ++j)
+        for (int k = 0; k < kTileTerms; ++k) total[i][j] += to_float(left[i][k]) * to_float(right[k / 2][2 * j + k % 2]);
+    std::memcpy(data_[sums], total, sizeof(total));
+  }
+
+ private:
+  alignas(64) char data_[8][kTileSide * kTileBytes];
+#endif
+};
+
+// Writes 32 floats as kParts rows of bfloat16, `part` elements apart.
+template <int kParts>
+inline void split(const float* from, BFloat16* to, int64_t part) {
+#if defined(__AVX512BF16__)
+  __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+#pragma GCC unroll 3
+  for (int p = 0; p < kParts; ++p) {
+    const auto both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    _mm512_storeu_si512(to + p * part, both);
+    const auto widen = [](__m256i half) { return bit_cast<__m512>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); };
+    low -= widen(_mm512_castsi512_si256(both));
+    high -= widen(_mm512_extracti64x4_epi64(both, 1));
+  }
+#else
+  constexpr int N = kLanes<float>;
+  for (int64_t i = 0; i < kTileTerms; i += N) {
+    Vector<float> left = load(from + i);
+    for (int p = 0; p < kParts; ++p) {
+      store(to + p * part + i, left);
+      left -= load(to + p * part + i);
+    }
+  }
+#endif
+}
+
+// The products of parts (of a, of b) that count, small ones first as far as no register is loaded more often for it.
+struct PartPair {
+  int a, b;
+};
+template <int kParts>
+struct PartPairs;
+template <>
+struct PartPairs<1> {
+  static constexpr PartPair list[] = {{0, 0}};
+};
+template <>
+struct PartPairs<2> {
+  static constexpr PartPair list[] = {{1, 0}, {0, 0}, {0, 1}};
+};
+template <>
+struct PartPairs<3> {
+  static constexpr PartPair list[] = {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}};
+};
+
+// One side of a product: registers' rows `row_bytes` apart, neighbouring registers and parts so many elements.
+struct Operand {
+  const BFloat16* data;
+  int64_t row_bytes, tile, part;
+};
+
+namespace tile_registers {
+
+constexpr int kA = 4, kB = 6;  // registers 0 to 3 are sums
+
+template <int kParts, int kRows, int kColumns, int i = 0>
+inline void multiply_step(Tiles& tiles, const Operand& a, const Operand& b) {
+  constexpr auto& pairs = PartPairs<kParts>::list;
+  constexpr PartPair now = pairs[i], before = pairs[i > 0 ? i - 1 : 0];
+  if constexpr (i == 0 || now.a != before.a) {
+    const BFloat16* from = a.data + now.a * a.part;
+    tiles.load<kA>(from, a.row_bytes);
+    if constexpr (kRows > 1) tiles.load<kA + 1>(from + a.tile, a.row_bytes);
+  }
+  if constexpr (i == 0 || now.b != before.b) {
+    const BFloat16* from = b.data + now.b * b.part;
+    tiles.load<kB>(from, b.row_bytes);
+    if constexpr (kColumns > 1) tiles.load<kB + 1>(from + b.tile, b.row_bytes);
+  }
+  tiles.multiply<0, kA, kB>();
+  if constexpr (kColumns > 1) tiles.multiply<1, kA, kB + 1>();
+  if constexpr (kRows > 1) tiles.multiply<2, kA + 1, kB>();
+  if constexpr (kRows > 1 && kColumns > 1) tiles.multiply<3, kA + 1, kB + 1>();
+  if constexpr (i + 1 < static_cast<int>(std::size(pairs))) multiply_step<kParts, kRows, kColumns, i + 1>(tiles, a, b);
+}
+
+template <int kRows, int kColumns, class F>
+inline void each_sum(const F& f) {
+  f(std::integral_constant<int, 0>{}, 0, 0);
+  if constexpr (kColumns > 1) f(std::integral_constant<int, 1>{}, 0, 1);
+  if constexpr (kRows > 1) f(std::integral_constant<int, 2>{}, 1, 0);
+  if constexpr (kRows > 1 && kColumns > 1) f(std::integral_constant<int, 3>{}, 1, 1);
+}
+
+}  // namespace tile_registers
+
+// sums[16 kRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them. In step k, `a` is
+// steps[k] elements further on than at first, `b` k b_step. What lies `ahead` is asked for on the way.
+template <int kParts, int kRows, int kColumns>
+inline void multiply_registers(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
+                               float* sums, int64_t sums_stride, bool adds, const Prefetch& ahead) {
+  const int64_t row_bytes = sums_stride * static_cast<int64_t>(sizeof(float));
+  const auto at = [&](int i, int j) { return sums + i * kTileSide * sums_stride + j * kTileSide; };
+  tile_registers::each_sum<kRows, kColumns>([&](auto t, int i, int j) {
+    adds ? tiles.load<decltype(t)::value>(at(i, j), row_bytes) : tiles.zero<decltype(t)::value>();
+  });
+  const BFloat16* first = a.data;
+  const char* soon = ahead.begin;
+  for (int64_t k = 0; k < count; ++k, b.data += b_step) {
+    for (int64_t line = 0; line < ahead.bytes_per_step; line += 64) __builtin_prefetch(soon + line, 0, 2);
+    soon += ahead.bytes_per_step;
+    a.data = first + steps[k];
+    tile_registers::multiply_step<kParts, kRows, kColumns>(tiles, a, b);
+  }
+  tile_registers::each_sum<kRows, kColumns>(
+      [&](auto t, int i, int j) { tiles.store<decltype(t)::value>(at(i, j), row_bytes); });
+}
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet
