@@ -30,12 +30,12 @@ class Ahead {
   // As add(), but to be asked for before all else, within so many steps.
   void add_first(const void* begin, int64_t bytes, int64_t steps) {
     urgent_ = {static_cast<const char*>(begin), bytes};
-    urgent_pace_ = pace_for(bytes, steps);
+    urgent_pace_ = pace_for(bytes, steps, 1);
   }
 
   // All of it is to be asked for within so many steps, evenly: a burst would fill the buffers that the products' own
-  // loads need.
-  void spread(int64_t steps) { pace_ = pace_for(bytes_, steps); }
+  // loads need. A step asks for no more than so many lines.
+  void spread(int64_t steps, int64_t lines = 1) { pace_ = pace_for(bytes_, steps, lines); }
 
   // The part of the next `steps` steps.
   Prefetch take(int64_t steps) {
@@ -59,9 +59,9 @@ class Ahead {
     }
   };
 
-  static int64_t pace_for(int64_t bytes, int64_t steps) {
+  static int64_t pace_for(int64_t bytes, int64_t steps, int64_t lines) {
     constexpr int64_t kLine = 64;
-    return std::clamp<int64_t>((bytes + steps - 1) / std::max<int64_t>(steps, 1), 1, kLine);
+    return std::clamp<int64_t>((bytes + steps - 1) / std::max<int64_t>(steps, 1), 1, lines * kLine);
   }
 
   Range urgent_;

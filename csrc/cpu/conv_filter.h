@@ -11,14 +11,37 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// m of F(m x m, 3x3), or 0 for direct convolution.
+// m of F(m x m, 3x3), or 0 where it is another algorithm.
 inline int winograd_size(const ConvArgs& a) {
   switch (a.algorithm) {
-    case ConvAlgorithm::direct: return 0;
     case ConvAlgorithm::winograd_f2: return 2;
     case ConvAlgorithm::winograd_f4: return 4;
+    default: return 0;
   }
-  throw std::invalid_argument("unknown convolution algorithm");
+}
+
+// Parts of a float for tile registers, or 0 where it is another algorithm.
+inline int float_parts(const ConvArgs& a) {
+  switch (a.algorithm) {
+    case ConvAlgorithm::bf16x1: return 1;
+    case ConvAlgorithm::bf16x3: return 2;
+    case ConvAlgorithm::bf16x6: return 3;
+    default: return 0;
+  }
+}
+
+// Calls f(number of parts) with a constant where S is float and the algorithm is one of parts; else returns false.
+template <class S, class F>
+bool visit_parts(const ConvArgs& a, const F& f) {
+  const int parts = float_parts(a);
+  if (!parts) return false;
+  if constexpr (std::is_same_v<S, float>) {
+    parts == 1   ? f(std::integral_constant<int, 1>{})
+    : parts == 2 ? f(std::integral_constant<int, 2>{})
+                 : f(std::integral_constant<int, 3>{});
+    return true;
+  }
+  throw std::invalid_argument("float64 is not the sum of bfloat16 numbers");
 }
 
 // Threads worth waking for a convolution: a grain of elements costs about as much as 64 times as many multiplications.
@@ -28,12 +51,27 @@ inline int threads_for_conv(const ConvArgs& a) {
   return threads_for(outputs * (s.channels / s.groups) * s.kernel_h * s.kernel_w / 64, a.threads);
 }
 
+// Elements of a packed filter.
+template <class S>
+int64_t packed_size(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
+  int64_t size = 0;
+  if (visit_parts<S>(a, [&](auto parts) { size = packed_line_size<parts>(plan, filter); })) return size;
+  const int m = winograd_size(a);
+  return m ? packed_winograd_size(m, filter) : packed_gather_size(plan, filter);
+}
+
+template <class S>
+void pack(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter, S* packed) {
+  const int m = winograd_size(a), threads = threads_for_conv(a);
+  if (visit_parts<S>(a, [&](auto parts) { pack_line<parts>(plan, filter, threads, packed); })) return;
+  m ? pack_winograd(m, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
+}
+
 // Packs a filter into the workspace.
 template <class S>
 const S* packed_filter(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
-  const int m = winograd_size(a), threads = threads_for_conv(a);
-  S* packed = workspace<S>(Slot::filters, m ? packed_winograd_size(m, filter) : packed_gather_size(plan, filter));
-  m ? pack_winograd(m, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
+  S* packed = workspace<S>(Slot::filters, packed_size(a, plan, filter));
+  pack(a, plan, filter, packed);
   return packed;
 }
 

@@ -98,14 +98,17 @@ class Tiles {
 template <int kParts>
 inline void split(const float* from, BFloat16* to, int64_t part) {
 #if defined(__AVX512BF16__)
-  __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+  struct Halves {
+    VectorOf<uint16_t, 16>::type low, high;
+  };
+  const auto widen = [](auto half) { return bit_cast<Vector<float>>(convert<uint32_t, 16>(half) << 16); };
+  Vector<float> low = load(from), high = load(from + 16);
 #pragma GCC unroll 3
   for (int p = 0; p < kParts; ++p) {
-    const auto both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-    _mm512_storeu_si512(to + p * part, both);
-    const auto widen = [](__m256i half) { return bit_cast<__m512>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); };
-    low -= widen(_mm512_castsi512_si256(both));
-    high -= widen(_mm512_extracti64x4_epi64(both, 1));
+    const auto both = bit_cast<Halves>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
+    std::memcpy(to + p * part, &both, sizeof(both));
+    low -= widen(both.low);
+    high -= widen(both.high);
   }
 #else
   constexpr int N = kLanes<float>;
@@ -117,6 +120,33 @@ inline void split(const float* from, BFloat16* to, int64_t part) {
     }
   }
 #endif
+}
+
+// Writes 16 pairs, first[i] beside second[i], as kParts rows of bfloat16, `part` elements apart. Rounds to nearest, halves
+// away from zero.
+template <int kParts>
+inline void split_pairs(const float* first, const float* second, BFloat16* to, int64_t part) {
+  constexpr int N = kLanes<float>;
+  using Bits = typename VectorOf<uint32_t, N>::type;
+  constexpr uint32_t kHalf = 0x8000u, kUpper = 0xffff0000u;
+  for (int i = 0; i < kTileSide; i += N) {
+    Vector<float> a = load(first + i), b = load(second + i);
+#pragma GCC unroll 3
+    for (int p = 0; p < kParts; ++p) {
+      Bits of_a = bit_cast<Bits>(a), of_b = bit_cast<Bits>(b);
+      if (p + 1 < kParts) {
+        of_a += kHalf;
+        of_b += kHalf;
+        a -= bit_cast<Vector<float>>(of_a & kUpper);
+        b -= bit_cast<Vector<float>>(of_b & kUpper);
+      } else {  // the addition may take a NaN for a number, but what that left is a NaN
+        of_a = a == a ? of_a + kHalf : of_a;
+        of_b = b == b ? of_b + kHalf : of_b;
+      }
+      const Bits both = (of_a >> 16) | (of_b & kUpper);
+      std::memcpy(to + p * part + 2 * i, &both, sizeof(both));
+    }
+  }
 }
 
 // The products of parts (of a, of b) that count, small ones first as far as no register is loaded more often for it.
