@@ -14,8 +14,9 @@ inline namespace FUSED_RESNET_TARGET {
 namespace {
 
 constexpr int64_t kPiece = 2 * kTileSide;  // positions, and columns of a panel
-// Of L2, for a block's strip.
+// Of L2, for a block's strip; a deep one takes more, so that the filter goes by less often.
 constexpr int64_t kStripBytes = 256 * 1024;
+constexpr int64_t kLeastPositions = 96;
 // Lines of memory that a step of a product asks for at most; it takes 200 cycles or more.
 constexpr int64_t kLinesAhead = 32;
 // Numbers read from the source at a time, of L1.
@@ -49,8 +50,15 @@ BFloat16* pack_step(const Filter<float>& f, const Tap& tap, int64_t input, int64
     const float* from =
         f.data + tap.r * f.r_stride + tap.s * f.s_stride + input * f.input_stride + output * f.output_stride;
     const int64_t outputs = std::min<int64_t>(kTileSide, f.outputs - output);
-    for (int64_t o = 0; o < outputs; ++o)
-      for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
+    if (f.output_stride == 1) {  // dgrad's
+      for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
+    } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
+      for (int64_t i = 0; i < inputs; i += kTileSide)
+        transpose(from + i, f.output_stride, numbers[i], kTileSide);
+    } else {
+      for (int64_t o = 0; o < outputs; ++o)
+        for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
+    }
     for (int64_t i = 0; i < kTileSide; ++i)
       split_pairs<kParts>(numbers[i], numbers[kTileSide + i], to + t * kTileNumbers + i * kTileTerms,
                           tiles * kTileNumbers);
@@ -73,10 +81,10 @@ class LineConv {
         panels_((filter.outputs + kPiece - 1) / kPiece),
         read_pixels_(std::clamp<int64_t>(kReadNumbers / (chunks_ * kTileTerms), 4, 64)) {
     const int64_t position_bytes = kParts * line_.planes() * chunks_ * kTileBytes;
-    const int64_t fitting = std::max<int64_t>(kStripBytes / position_bytes / line_.pitch(), 1);
+    const int64_t fitting = std::max(kStripBytes / position_bytes, kLeastPositions) / line_.pitch();
     // Few positions: each thread computes a share of the channels, so that it reads a share of the filter.
     by_channels_ = threads > 1 && panels_ >= threads && line_.rows() * line_.pitch() < threads * 4 * kPiece;
-    rows_ = std::min(fitting, by_channels_ ? line_.rows() : (line_.rows() + threads - 1) / threads);
+    rows_ = std::clamp<int64_t>(fitting, 1, by_channels_ ? line_.rows() : (line_.rows() + threads - 1) / threads);
     // Past the last row: what a tap sees from a last piece on.
     positions_ = round_up(line_.strip_positions(rows_) + line_.pitch() + kPiece, kTileSide);
     chunk_ = positions_ * kTileTerms;
@@ -86,8 +94,8 @@ class LineConv {
     strips_ = workspace<float>(Slot::strips, strip_size_ * threads);
     for (const Phase& phase : plan.phases) {
       std::vector<int64_t>& steps = steps_.emplace_back();
-      for (const Tap& tap : phase.taps)
-        for (int64_t c = 0; c < chunks_; ++c)
+      for (int64_t c = 0; c < chunks_; ++c)  // a chunk's strip stays in L1 for all taps
+        for (const Tap& tap : phase.taps)
           steps.push_back(line_.plane(tap) * plane_ + c * chunk_ + line_.shift(tap) * kTileTerms);
     }
   }
@@ -256,8 +264,8 @@ void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads,
     const int64_t steps = static_cast<int64_t>(phase.taps.size()) * chunks_of(filter);
     for_each((filter.outputs + kPiece - 1) / kPiece, threads, [&](int, int64_t panel) {
       BFloat16* to = begin + panel * steps * kPiece * kTileTerms * kParts;
-      for (const Tap& tap : phase.taps)
-        for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
+      for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
+        for (const Tap& tap : phase.taps)
           to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
     });
     begin += steps * step_size<kParts>(filter);
