@@ -55,6 +55,7 @@ struct FilterStrides {
 };
 
 // How a convolution is computed. The numbering is that of CONV_ALGORITHMS in fused_resnet/backends/conv_algorithm.py.
-enum class ConvAlgorithm : int { direct, winograd_f2, winograd_f4 };
+// bf16x1, bf16x3, bf16x6: direct, every float as the sum of 1, 2 or 3 bfloat16 numbers, in so many products of them.
+enum class ConvAlgorithm : int { direct, winograd_f2, winograd_f4, bf16x1, bf16x3, bf16x6 };
 
 }  // namespace fused_resnet

@@ -57,6 +57,9 @@ class Sink {
   virtual void announce(int64_t, int64_t, Ahead&) const {}
 };
 
+template <class S>
+class PieceSink;
+
 // A filter as a convolution reads it: forward's own, or for dgrad the same with input and output exchanged.
 template <class S>
 struct Filter {

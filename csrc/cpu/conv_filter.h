@@ -11,14 +11,37 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// m of F(m x m, 3x3), or 0 for direct convolution.
+// m of F(m x m, 3x3), or 0 where it is another algorithm.
 inline int winograd_size(const ConvArgs& a) {
   switch (a.algorithm) {
-    case ConvAlgorithm::direct: return 0;
     case ConvAlgorithm::winograd_f2: return 2;
     case ConvAlgorithm::winograd_f4: return 4;
+    default: return 0;
   }
-  throw std::invalid_argument("unknown convolution algorithm");
+}
+
+// Parts of a float for tile registers, or 0 where it is another algorithm.
+inline int float_parts(const ConvArgs& a) {
+  switch (a.algorithm) {
+    case ConvAlgorithm::bf16x1: return 1;
+    case ConvAlgorithm::bf16x3: return 2;
+    case ConvAlgorithm::bf16x6: return 3;
+    default: return 0;
+  }
+}
+
+// Calls f(number of parts) with a constant where S is float and the algorithm is one of parts; else returns false.
+template <class S, class F>
+bool visit_parts(const ConvArgs& a, const F& f) {
+  const int parts = float_parts(a);
+  if (!parts) return false;
+  if constexpr (std::is_same_v<S, float>) {
+    parts == 1   ? f(std::integral_constant<int, 1>{})
+    : parts == 2 ? f(std::integral_constant<int, 2>{})
+                 : f(std::integral_constant<int, 3>{});
+    return true;
+  }
+  throw std::invalid_argument("float64 is not the sum of bfloat16 numbers");
 }
 
 // Threads worth waking for a convolution: a grain of elements costs about as much as 64 times as many multiplications.

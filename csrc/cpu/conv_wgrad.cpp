@@ -14,6 +14,8 @@ void launch_conv_wgrad(const ConvWgradArgs& a) {
     using T = typename decltype(type)::type;
     auto* g_weight = static_cast<Accumulate<T>*>(a.g_weight);
     const auto wgrad = [&](const Source<Accumulate<T>>& u, const Source<Accumulate<T>>& g) {
+      const auto in_parts = [&](auto parts) { line_wgrad<parts>(shape, u, g, threads, g_weight, a.conv.strides); };
+      if (visit_parts<Accumulate<T>>(a.conv, in_parts)) return;
       if (m)
         winograd_wgrad(m, shape, u, g, threads, g_weight, a.conv.strides);
       else if (shape.groups > 1)

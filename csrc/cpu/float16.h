@@ -14,6 +14,13 @@ struct Float16 {
   uint16_t bits;
 };
 
+inline float to_float(BFloat16 b) {
+  const uint32_t bits = static_cast<uint32_t>(b.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 // IEEE half to float: shift into place and correct the exponent's bias by a multiplication, exact for subnormals too.
 inline float to_float(Float16 h) {
   const uint32_t sign = (h.bits & 0x8000u) << 16, rest = h.bits & 0x7fffu;

@@ -98,14 +98,17 @@ class Tiles {
 template <int kParts>
 inline void split(const float* from, BFloat16* to, int64_t part) {
 #if defined(__AVX512BF16__)
-  __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+  struct Halves {
+    VectorOf<uint16_t, 16>::type low, high;
+  };
+  const auto widen = [](auto half) { return bit_cast<Vector<float>>(convert<uint32_t, 16>(half) << 16); };
+  Vector<float> low = load(from), high = load(from + 16);
 #pragma GCC unroll 3
   for (int p = 0; p < kParts; ++p) {
-    const auto both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-    _mm512_storeu_si512(to + p * part, both);
-    const auto widen = [](__m256i half) { return bit_cast<__m512>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); };
-    low -= widen(_mm512_castsi512_si256(both));
-    high -= widen(_mm512_extracti64x4_epi64(both, 1));
+    const auto both = bit_cast<Halves>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
+    std::memcpy(to + p * part, &both, sizeof(both));
+    low -= widen(both.low);
+    high -= widen(both.high);
   }
 #else
   constexpr int N = kLanes<float>;

@@ -18,7 +18,7 @@ from ..precision import get_float32_conv_precision
 __all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
 
 # The numbering is that of ConvAlgorithm in csrc/shapes.h.
-CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4")
+CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "bf16x1", "bf16x3", "bf16x6")
 
 _ENVIRONMENT = "FUSED_RESNET_CONV"
 
