@@ -1,8 +1,10 @@
 // The weight gradient in tile registers, every float as the sum of kParts bfloat16 numbers. On a line of positions,
 // which line.h explains,
 //   g_weight[k, c, tap] = sum over positions p of g[p, k] u[p + shift(tap), c],
-// 32 positions a step. u lies transposed, the positions of a channel beside each other: a tap's shift is then where in
-// memory a register's rows begin. g lies in pairs of positions. Where no output is, g is zero and u anything finite.
+// 32 positions a step. g lies transposed, the positions of a channel beside each other; where no output is, it is zero,
+// and u anything finite. u lies in pairs of positions, a pair a row of a register: a tap's shift is then a number of
+// rows, or for an odd one of rows of a second copy, whose pairs begin with the odd positions. (To shift the transposed
+// side would need no copy, but rows that cross cache lines take registers twice as long to load.)
 //
 // As in gather_wgrad.cpp each thread has blocks and an accumulator of its own where the result is small, and all
 // threads share the blocks where it is large.
@@ -18,8 +20,8 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// Positions of a step and their channels, 16 at a time, as a Source writes them: [32, 16].
-constexpr int64_t kUnit = kTileTerms * kTileSide;
+// Positions of a step, the first two of the next, and 16 of their channels, as a Source writes them: [34, 16].
+constexpr int64_t kUnit = (kTileTerms + 2) * kTileSide;
 
 inline void transpose(const float* from, float* to) {
 #if defined(__AVX512F__)
@@ -51,44 +53,55 @@ inline void transpose(const float* from, float* to) {
 #endif
 }
 
-// Writes a unit as 16 rows of positions, `row` elements apart, and kParts of those `part` elements apart.
+// Writes a unit as [kParts, 16 channels, 32 positions].
 template <int kParts>
-inline void pack_rows(const float* unit, BFloat16* to, int64_t row, int64_t part) {
-  alignas(64) float turned[kUnit];
+inline void pack_rows(const float* unit, BFloat16* to) {
+  alignas(64) float turned[kTileNumbers];
   transpose(unit, turned);
-  for (int64_t c = 0; c < kTileSide; ++c) split<kParts>(turned + c * kTileTerms, to + c * row, part);
+  for (int64_t c = 0; c < kTileSide; ++c) split<kParts>(turned + c * kTileTerms, to + c * kTileTerms, kTileNumbers);
 }
 
-// Writes a unit as pairs of positions [kParts, 16, 16 channels, 2].
+// Writes a unit as pairs of positions [16, 16 channels, 2], and its parts `part` elements apart; and at `odd`, unless
+// it is null, the pairs that begin with the odd positions.
 template <int kParts>
-inline void pack_pairs(const float* unit, BFloat16* to) {
+inline void pack_pairs(const float* unit, BFloat16* to, BFloat16* odd, int64_t part) {
 #if defined(__AVX512BF16__)
   alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   using Words = VectorOf<uint32_t, 16>::type;
   const __m512i order = _mm512_load_si512(kInterleave);
-  for (int64_t p = 0; p < kTileTerms; p += 2, unit += 2 * kTileSide, to += kTileTerms) {
-    Vector<float> even = load(unit), odd = load(unit + kTileSide);
+  Words before[kParts];
+  for (int64_t pair = 0; pair < (odd ? 17 : 16); ++pair, unit += 2 * kTileSide) {
+    Vector<float> first = load(unit), second = load(unit + kTileSide);
 #pragma GCC unroll 3
-    for (int part = 0; part < kParts; ++part) {
-      const auto both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(odd), bit_cast<__m512>(even)));
-      const auto pairs = bit_cast<Words>(_mm512_permutexvar_epi16(order, both));
-      std::memcpy(to + part * kUnit, &pairs, sizeof(pairs));
-      even -= bit_cast<Vector<float>>(pairs << 16);
-      odd -= bit_cast<Vector<float>>(pairs & 0xffff0000u);
+    for (int p = 0; p < kParts; ++p) {
+      const auto both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(second), bit_cast<__m512>(first)));
+      const auto words = bit_cast<Words>(_mm512_permutexvar_epi16(order, both));
+      first -= bit_cast<Vector<float>>(words << 16);
+      second -= bit_cast<Vector<float>>(words & 0xffff0000u);
+      if (pair < 16) std::memcpy(to + p * part + pair * kTileTerms, &words, sizeof(words));
+      if (odd && pair > 0) {
+        const Words across = before[p] >> 16 | words << 16;
+        std::memcpy(odd + p * part + (pair - 1) * kTileTerms, &across, sizeof(across));
+      }
+      before[p] = words;
     }
   }
 #else
-  for (int64_t p = 0; p < kTileTerms; ++p)
-    for (int64_t c = 0; c < kTileSide; c += kLanes<float>) {
-      Vector<float> left = load(unit + p * kTileSide + c);
-      for (int part = 0; part < kParts; ++part) {
-        BFloat16 rounded[kLanes<float>];
+  constexpr int N = kLanes<float>;
+  const auto write = [&](BFloat16* pairs, int64_t position, int64_t c, const BFloat16* from) {
+    for (int lane = 0; lane < N; ++lane) pairs[position / 2 * kTileTerms + 2 * (c + lane) + position % 2] = from[lane];
+  };
+  for (int64_t position = 0; position < kTileTerms + (odd ? 1 : 0); ++position)
+    for (int64_t c = 0; c < kTileSide; c += N) {
+      Vector<float> left = load(unit + position * kTileSide + c);
+      for (int p = 0; p < kParts; ++p) {
+        BFloat16 rounded[N];
         store(rounded, left);
         left -= load(rounded);
-        BFloat16* pairs = to + part * kUnit + (p / 2) * kTileTerms + p % 2;
-        for (int lane = 0; lane < kLanes<float>; ++lane) pairs[2 * (c + lane)] = rounded[lane];
+        if (position < kTileTerms) write(to + p * part, position, c, rounded);
+        if (odd && position > 0) write(odd + p * part, position - 1, c, rounded);
       }
     }
 #endif
@@ -107,17 +120,20 @@ class LineWgrad {
         c_tiles_((shape.channels + kTileSide - 1) / kTileSide),
         k_tiles_((shape.out_channels + kTileSide - 1) / kTileSide),
         steps_((line_.rows() * line_.pitch() + kTileTerms - 1) / kTileTerms) {
-    for (const Tap& tap : outputs_.taps) reach_ = std::max(reach_, (line_.shift(tap) + kTileTerms - 1) / kTileTerms);
-    const int64_t each = (c_tiles_ * line_.planes() + k_tiles_) * kParts * kUnit * sizeof(BFloat16);
+    for (const Tap& tap : outputs_.taps) {
+      reach_ = std::max(reach_, (line_.shift(tap) + kTileTerms - 1) / kTileTerms);
+      copies_ = std::max<int64_t>(copies_, line_.shift(tap) % 2 + 1);
+    }
+    const int64_t tiles = line_.planes() * copies_ * c_tiles_ + k_tiles_;
+    const int64_t each = tiles * kParts * kTileNumbers * static_cast<int64_t>(sizeof(BFloat16));
     block_ = std::min(std::clamp<int64_t>(kBlockBytes / each, kLeastSteps, kMostSteps), steps_);
-    // Rows an odd number of cache lines apart fall into different sets.
-    row_ = (block_ + reach_) / 2 * 2 * kTileTerms + kTileTerms;
+    strip_ = (block_ + reach_) * kTileNumbers;
     sums_size_ = blocks(c_tiles_) * blocks(k_tiles_) * taps() * kSums;
     is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(float)) <= kOwnBytes;
     const int crews = is_alone_ ? threads : 1;
-    plane_size_ = c_tiles_ * kParts * kTileSide * row_;
+    plane_size_ = copies_ * c_tiles_ * kParts * strip_;
     u_size_ = line_.planes() * plane_size_;
-    g_size_ = k_tiles_ * block_ * kParts * kUnit;
+    g_size_ = k_tiles_ * block_ * kParts * kTileNumbers;
     staged_size_ = std::max(c_tiles_, k_tiles_) * kUnit;
     staged_ = workspace<float>(Slot::strips, staged_size_ * threads);
     u_ = workspace<BFloat16>(Slot::tiles, u_size_ * crews);
@@ -153,15 +169,14 @@ class LineWgrad {
   static constexpr int64_t kPiece = 12 / kParts;
   // Of L2, for an accumulator of each thread's own.
   static constexpr int64_t kOwnBytes = 640 * 1024;
-  static constexpr int64_t kMostAhead = 4096;  // bytes a step
-  // Sums are kept [K / 32, C / 32, taps, 32 of C, 32 of K].
+  static constexpr int64_t kMostAhead = 256;  // bytes a step
   static constexpr int64_t kBlockSide = 2 * kTileSide, kSums = kBlockSide * kBlockSide;
 
   // A crew's.
   struct Matrices {
-    BFloat16* u;  // [planes, c_tiles, kParts, 16, row]
-    BFloat16* g;  // [k_tiles, block, kParts, 16 pairs, 16, 2]
-    float* sums;
+    BFloat16* u;  // [planes, copies, c_tiles, kParts, block + reach, 16 pairs, 16, 2]
+    BFloat16* g;  // [k_tiles, block, kParts, 16, 32]
+    float* sums;  // [K / 32, C / 32, taps, 32, 32]
   };
 
   // Positions of a block, which hold so many pixels from `pixel` on, a step apart; between them are zeros.
@@ -219,23 +234,24 @@ class LineWgrad {
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t plane = item / u_steps, step = item % u_steps;
       if (plane < line_.planes()) {
-        stage(u_source_, pixels.u[plane], step, plan_.in_step_w, c_tiles_, staged);
-        BFloat16* rows = to.u + plane * plane_size_ + step * kTileTerms;
-        for (int64_t tile = 0; tile < c_tiles_; ++tile, rows += kParts * kTileSide * row_)
-          pack_rows<kParts>(staged + tile * kUnit, rows, row_, kTileSide * row_);
+        stage(u_source_, pixels.u[plane], step, kTileTerms + copies_ - 1, plan_.in_step_w, c_tiles_, staged);
+        const int64_t to_odd = copies_ > 1 ? c_tiles_ * kParts * strip_ : 0;
+        BFloat16* pairs = to.u + plane * plane_size_ + step * kTileNumbers;
+        for (int64_t tile = 0; tile < c_tiles_; ++tile, pairs += kParts * strip_)
+          pack_pairs<kParts>(staged + tile * kUnit, pairs, to_odd ? pairs + to_odd : nullptr, strip_);
       } else {
         const int64_t of_g = item - line_.planes() * u_steps;
-        stage(g_source_, pixels.g, of_g, 1, k_tiles_, staged);
-        BFloat16* pairs = to.g + of_g * kParts * kUnit;
-        for (int64_t tile = 0; tile < k_tiles_; ++tile, pairs += block_ * kParts * kUnit)
-          pack_pairs<kParts>(staged + tile * kUnit, pairs);
+        stage(g_source_, pixels.g, of_g, kTileTerms, 1, k_tiles_, staged);
+        BFloat16* rows = to.g + of_g * kParts * kTileNumbers;
+        for (int64_t tile = 0; tile < k_tiles_; ++tile, rows += block_ * kParts * kTileNumbers)
+          pack_rows<kParts>(staged + tile * kUnit, rows);
       }
     }
   }
 
-  // The positions of a step: [tiles, 32, 16].
-  void stage(const Source<float>& source, const std::vector<Run>& runs, int64_t step, int64_t pixel_step, int64_t tiles,
-             float* to) const {
+  // `count` positions from the first of a step on: [tiles, 34, 16].
+  void stage(const Source<float>& source, const std::vector<Run>& runs, int64_t step, int64_t count, int64_t pixel_step,
+             int64_t tiles, float* to) const {
     const int64_t first = step * kTileTerms;
     int64_t done = 0;
     const auto zero_until = [&](int64_t end) {
@@ -244,15 +260,15 @@ class LineWgrad {
     };
     auto run =
         std::partition_point(runs.begin(), runs.end(), [&](const Run& r) { return r.position + r.count <= first; });
-    for (; run != runs.end() && run->position < first + kTileTerms; ++run) {
+    for (; run != runs.end() && run->position < first + count; ++run) {
       const int64_t begin = std::max<int64_t>(run->position - first, 0);
-      const int64_t end = std::min(run->position + run->count - first, kTileTerms);
+      const int64_t end = std::min(run->position + run->count - first, count);
       if (done < begin) zero_until(begin);
       source.read(run->pixel + (first + begin - run->position) * pixel_step, pixel_step, end - begin,
                   {to + begin * kTileSide, kTileSide, kTileSide, kUnit});
       done = end;
     }
-    if (done < kTileTerms) zero_until(kTileTerms);
+    if (done < count) zero_until(count);
   }
 
   void multiply(Tiles& tiles, const Matrices& own, int64_t count, const Crew& crew, bool adds, Ahead& ahead) const {
@@ -271,18 +287,18 @@ class LineWgrad {
   // All taps of 32 x 32 pairs of channels.
   void multiply_piece(Tiles& tiles, const Matrices& own, int64_t k, int64_t c, int64_t step, int64_t count, bool adds,
                       Ahead& ahead) const {
-    const bool is_high = 2 * c + 1 < c_tiles_, is_wide = 2 * k + 1 < k_tiles_;
+    const bool is_high = 2 * k + 1 < k_tiles_, is_wide = 2 * c + 1 < c_tiles_;
     const auto product = is_high   ? is_wide ? multiply_registers<kParts, 2, 2> : multiply_registers<kParts, 2, 1>
                          : is_wide ? multiply_registers<kParts, 1, 2>
                                    : multiply_registers<kParts, 1, 1>;
-    const int64_t c_tile = kParts * kTileSide * row_, k_tile = block_ * kParts * kUnit;
-    const Operand b{own.g + 2 * k * k_tile + step * kParts * kUnit, kTileBytes, k_tile, kUnit};
+    const int64_t k_tile = block_ * kParts * kTileNumbers, c_tile = kParts * strip_;
+    const Operand a{own.g + 2 * k * k_tile + step * kParts * kTileNumbers, kTileBytes, k_tile, kTileNumbers};
     float* sums = own.sums + (k * blocks(c_tiles_) + c) * taps() * kSums;
     for (const Tap& tap : outputs_.taps) {
-      const BFloat16* from = own.u + line_.plane(tap) * plane_size_ + 2 * c * c_tile;
-      const Operand a{from + line_.shift(tap) + step * kTileTerms, row_ * static_cast<int64_t>(sizeof(BFloat16)),
-                      c_tile, kTileSide * row_};
-      product(tiles, a, kSteps.data(), count, b, kParts * kUnit, sums, kBlockSide, adds, ahead.take(count));
+      const int64_t shift = line_.shift(tap), pair = shift / 2 + step * kTileTerms / 2;
+      const BFloat16* plane = own.u + line_.plane(tap) * plane_size_ + shift % 2 * c_tiles_ * c_tile;
+      const Operand b{plane + 2 * c * c_tile + pair * kTileTerms, kTileBytes, c_tile, strip_};
+      product(tiles, a, kSteps.data(), count, b, kTileNumbers, sums, kBlockSide, adds, ahead.take(count));
       sums += kSums;
     }
   }
@@ -291,15 +307,15 @@ class LineWgrad {
   void write(const Range& items, int crews, float* g_weight, const FilterStrides& w) const {
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t k0 = item / blocks(c_tiles_) * kBlockSide, c0 = item % blocks(c_tiles_) * kBlockSide;
-      const int64_t rows = std::min(kBlockSide, shape_.channels - c0);
-      const int64_t columns = std::min(kBlockSide, shape_.out_channels - k0);
+      const int64_t rows = std::min(kBlockSide, shape_.out_channels - k0);
+      const int64_t columns = std::min(kBlockSide, shape_.channels - c0);
       float* sums = sums_ + item * taps() * kSums;
       for (const Tap& tap : outputs_.taps) {
         for (int crew = 1; crew < crews; ++crew)
           for (int64_t i = 0; i < kSums; ++i) sums[i] += sums[crew * sums_size_ + i];
         float* to = g_weight + k0 * w.k + c0 * w.c + tap.r * w.r + tap.s * w.s;
-        for (int64_t k = 0; k < columns; ++k)
-          for (int64_t c = 0; c < rows; ++c) to[k * w.k + c * w.c] = sums[c * kBlockSide + k];
+        for (int64_t k = 0; k < rows; ++k)
+          for (int64_t c = 0; c < columns; ++c) to[k * w.k + c * w.c] = sums[k * kBlockSide + c];
         sums += kSums;
       }
     }
@@ -307,7 +323,7 @@ class LineWgrad {
 
   static constexpr std::array<int64_t, 12> kSteps = [] {
     std::array<int64_t, 12> steps{};
-    for (size_t i = 0; i < steps.size(); ++i) steps[i] = static_cast<int64_t>(i) * kTileTerms;
+    for (size_t i = 0; i < steps.size(); ++i) steps[i] = static_cast<int64_t>(i) * kParts * kTileNumbers;
     return steps;
   }();
 
@@ -316,11 +332,13 @@ class LineWgrad {
   const Phase& outputs_;
   Line line_;
   const Source<float>&u_source_, &g_source_;
-  int64_t c_tiles_, k_tiles_;        // 16 channels each
-  int64_t steps_;                    // of 32 positions, in all
-  int64_t reach_ = 0, block_, row_;  // steps beyond a block that taps read; of a block; elements
-  int64_t plane_size_, u_size_, g_size_, sums_size_, staged_size_;  // of a crew, and of a thread
-  bool is_alone_;                                                   // each thread
+  int64_t c_tiles_, k_tiles_;              // 16 channels each
+  int64_t steps_, block_ = 0, reach_ = 0;  // of 32 positions: in all, of a block, and what taps read beyond it
+  int64_t copies_ = 1;                     // of u: the second for odd shifts
+  int64_t strip_, plane_size_;             // elements of u
+  int64_t u_size_, g_size_, sums_size_;    // of a crew
+  int64_t staged_size_;                    // of a thread
+  bool is_alone_;                          // each thread
   float *staged_, *sums_;
   BFloat16 *u_, *g_;
 };
