@@ -17,8 +17,8 @@ constexpr int64_t kPiece = 2 * kTileSide;  // positions, and columns of a panel
 // Of L2, for a block's strip; a deep one takes more, so that the filter goes by less often.
 constexpr int64_t kStripBytes = 256 * 1024;
 constexpr int64_t kLeastPositions = 96;
-// Lines of memory that a step of a product asks for at most; it takes 200 cycles or more.
-constexpr int64_t kLinesAhead = 32;
+// Bytes that a step of a product asks for at most; it takes 200 cycles or more.
+constexpr int64_t kMostAhead = 2048;
 // Numbers read from the source at a time, of L1.
 constexpr int64_t kReadNumbers = 4096;
 
@@ -147,7 +147,7 @@ class LineConv {
       int64_t steps = 0;
       for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
       const int64_t pieces = ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece;
-      ahead.spread(pieces * (panels.end - panels.begin) * steps, kLinesAhead);
+      ahead.spread(pieces * (panels.end - panels.begin) * steps, kMostAhead);
     }
 
     void zero(BFloat16* to, int64_t count) const {
