@@ -65,9 +65,8 @@ class Geometry(NamedTuple):
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
-    ("bf16x3", lambda g: g.suits_tile_registers and g.dtype == torch.float16),
-    ("bf16x3", lambda g: g.suits_tile_registers and g.has_winograd and get_float32_conv_precision() == "high"),
-    ("bf16x6", lambda g: g.suits_tile_registers),
+    ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
+    ("bf16x3", lambda g: g.suits_tile_registers),
     ("direct", lambda g: not g.has_winograd),
     ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
     ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
