@@ -140,11 +140,10 @@ class LineConv {
     void announce(const Range& rows, const Range& next, const Range& panels) {
       ahead.clear();
       if (next.begin == next.end) return;
-      static const int mode = getenv("AH") ? atoi(getenv("AH")) : 3;
       const Range inputs = c.line_.input_rows(next), outputs = c.line_.output_rows(next);
       const int64_t in_width = c.plan_.in_width, out_width = c.plan_.out_width;
-      if (mode & 1) c.source_.announce(inputs.begin * in_width, (inputs.end - inputs.begin) * in_width, ahead);
-      if (mode & 2) c.sink_.announce(outputs.begin * out_width, (outputs.end - outputs.begin) * out_width, ahead);
+      c.source_.announce(inputs.begin * in_width, (inputs.end - inputs.begin) * in_width, ahead);
+      c.sink_.announce(outputs.begin * out_width, (outputs.end - outputs.begin) * out_width, ahead);
       int64_t steps = 0;
       for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
       const int64_t pieces = ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece;
