@@ -27,6 +27,9 @@ class Ahead {
     bytes_ += bytes;
   }
 
+  // Of all that was added.
+  int64_t bytes() const { return bytes_; }
+
   // As add(), but to be asked for before all else, within so many steps.
   void add_first(const void* begin, int64_t bytes, int64_t steps) {
     urgent_ = {static_cast<const char*>(begin), bytes};
@@ -36,6 +39,16 @@ class Ahead {
   // All of it is to be asked for within so many steps, evenly, at most so many bytes in each: a burst would fill the
   // buffers that the products' own loads need.
   void spread(int64_t steps, int64_t most = kLine) { pace_ = pace_for(bytes_, steps, most); }
+
+  // Asks for the next so many bytes at once.
+  void ask(int64_t bytes) {
+    for (; bytes > 0 && next_ < ranges_.size(); ++next_) {
+      Range& range = ranges_[next_];
+      for (; bytes > 0 && range.bytes > 0; bytes -= kLine, range.bytes -= kLine, range.begin += kLine)
+        __builtin_prefetch(range.begin, 0, 2);
+      if (range.bytes > 0) return;
+    }
+  }
 
   // The part of the next `steps` steps.
   Prefetch take(int64_t steps) {
