@@ -107,23 +107,6 @@ class LinePixels {
     if (done < first + count) zero_until(first + count);
   }
 
-  // The memory that reading them will read.
-  void announce(const Source<float>& source, int64_t first, int64_t count, Ahead& ahead) const {
-    const auto is_before = [&](const Run& run) { return run.end <= first; };
-    auto run = std::partition_point(runs_.begin(), runs_.end(), is_before);
-    int64_t begin = -1, end = -1;  // pixels
-    for (; run != runs_.end() && run->begin < first + count; ++run) {
-      const int64_t pixel = run->pixel + std::max<int64_t>(first - run->begin, 0) * pixel_step_;
-      const int64_t stop = run->pixel + (std::min(run->end, first + count) - run->begin) * pixel_step_;
-      if (pixel != end) {
-        if (begin < end) source.announce(begin, end - begin, ahead);
-        begin = pixel;
-      }
-      end = stop;
-    }
-    if (begin < end) source.announce(begin, end - begin, ahead);
-  }
-
  private:
   struct Run {
     int64_t begin, end, pixel;

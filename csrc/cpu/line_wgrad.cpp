@@ -38,7 +38,7 @@ class LineWgrad {
     const int64_t each = (line_.planes() * c_tiles_ + k_tiles_) * kParts * kTileNumbers * sizeof(BFloat16);
     block_ =
         std::min(std::clamp<int64_t>((is_alone_ ? kBlockBytes : kSharedBytes) / each, kLeastSteps, kMostSteps), steps_);
-    strip_ = (block_ + reach_) * kTileNumbers;
+    strip_ = ((block_ + reach_) | 1) * kTileNumbers;  // not a multiple of 4 KiB: parts would share sets of L1
     u_size_ = line_.planes() * c_tiles_ * kParts * strip_;
     g_size_ = k_tiles_ * block_ * kParts * kTileNumbers;
     staged_size_ = std::max(c_tiles_, k_tiles_) * 2 * kSquare;
@@ -56,17 +56,13 @@ class LineWgrad {
     if (all.begin == all.end) std::fill_n(sums, sums_size_, 0.0f);
     Tiles tiles;
     Stretches stretches = stretches_of(all);
-    Ahead ahead;
     Block block = block_at(0, all, crew), before{};
-    announce(block, stretches, crew, ahead);
     while (block.steps > 0) {
-      pack(block, before, stretches, crew, staged_ + part * staged_size_, ahead);
+      pack(block, before, stretches, crew, staged_ + part * staged_size_);
       before = block;
       block = block_at(before.first + before.steps, all, crew);
-      ahead.clear();
-      announce(block, stretches, crew, ahead);
       crew.wait();
-      multiply(tiles, before, crew, sums, ahead);
+      multiply(tiles, before, crew, sums);
       crew.wait();
     }
     barrier(parts);
@@ -76,12 +72,10 @@ class LineWgrad {
  private:
   // For a packed block of a thread's own and of all threads; its steps.
   static constexpr int64_t kBlockBytes = 512 * 1024, kSharedBytes = 1024 * 1024, kLeastSteps = 4, kMostSteps = 64;
-  // What products ask for in a step, what packing asks for before it reads, and how many steps of a half at a time.
-  static constexpr int64_t kMostAhead = 256, kAskedBytes = 16 * 1024, kAhead = 4;
   // A piece of two tiles of g stays in L1 while those of u go by.
   static constexpr int64_t kPiece = 12 / kParts;
   // Of L2, for an accumulator of each thread's own.
-  static constexpr int64_t kOwnBytes = 640 * 1024;
+  static constexpr int64_t kOwnBytes = 1024 * 1024;
   static constexpr int64_t kBlockSide = 2 * kTileSide, kSums = kBlockSide * kBlockSide;
 
   // Steps of the line, packed.
@@ -117,7 +111,8 @@ class LineWgrad {
   // Two blocks take turns: a strip begins with what taps have read beyond the block before.
   Block block_at(int64_t first, const Range& all, const Crew& crew) const {
     const int64_t steps = std::clamp<int64_t>(all.end - all.begin - first, 0, block_);
-    return {u_ + (2 * crew.number + first / block_ % 2) * u_size_, g_ + crew.number * g_size_, first, steps};
+    return {u_ + (2 * crew.number + (reach_ > 0 ? first / block_ % 2 : 0)) * u_size_, g_ + crew.number * g_size_, first,
+            steps};
   }
 
   // The steps of g and of a plane of u that this member packs.
@@ -127,20 +122,7 @@ class LineWgrad {
     return {steps.begin + kept, steps.end + kept};
   }
 
-  void announce(const Block& block, const Stretches& stretches, const Crew& crew, Ahead& ahead) const {
-    if (block.steps == 0) return;
-    const auto add = [&](const Source<float>& source, const std::array<LinePixels, 2>& halves, const Range& steps) {
-      for (int64_t step = steps.begin; step < steps.end; step += kAhead)
-        for (const LinePixels& pixels : halves)
-          pixels.announce(source, (block.first + step) * kTileSide, std::min(kAhead, steps.end - step) * kTileSide,
-                          ahead);
-    };
-    for (const auto& plane : stretches.u) add(u_source_, plane, own_steps(block, crew, true));
-    add(g_source_, stretches.g, own_steps(block, crew, false));
-  }
-
-  void pack(const Block& block, const Block& before, Stretches& stretches, const Crew& crew, float* staged,
-            Ahead& ahead) const {
+  void pack(const Block& block, const Block& before, Stretches& stretches, const Crew& crew, float* staged) const {
     if (block.first > 0) {
       const Range strips = crew.share_of_member(line_.planes() * c_tiles_ * kParts);
       for (int64_t strip = strips.begin; strip < strips.end; ++strip)
@@ -148,17 +130,12 @@ class LineWgrad {
                     block.u + strip * strip_);
     }
     const Range u_steps = own_steps(block, crew, true), g_steps = own_steps(block, crew, false);
-    const int64_t tiles =
-        line_.planes() * (u_steps.end - u_steps.begin) * c_tiles_ + (g_steps.end - g_steps.begin) * k_tiles_;
-    const int64_t pace = ahead.bytes() / std::max<int64_t>(tiles, 1);
-    ahead.ask(kAskedBytes);
     // Calls f(tile of channels as it is read, which tile) for each.
     const auto each_tile = [&](const Source<float>& source, std::array<LinePixels, 2>& halves, int64_t step,
                                int64_t count, const auto& f) {
       for (int half = 0; half < 2; ++half)
         halves[half].read(source, (block.first + step) * kTileSide, kTileSide, count, staged + half * kSquare);
       for (int64_t tile = 0; tile < count; ++tile) {
-        ahead.ask(pace);
         f(staged + tile * 2 * kSquare, tile);
       }
     };
@@ -182,21 +159,19 @@ class LineWgrad {
   static int64_t blocks(int64_t tiles) { return (tiles + 1) / 2; }
   int64_t taps() const { return static_cast<int64_t>(outputs_.taps.size()); }
 
-  void multiply(Tiles& tiles, const Block& block, const Crew& crew, float* sums, Ahead& ahead) const {
+  void multiply(Tiles& tiles, const Block& block, const Crew& crew, float* sums) const {
     const int64_t width = blocks(c_tiles_);
     const Range items = crew.share_of_member(blocks(k_tiles_) * width);
-    ahead.spread((items.end - items.begin) * block.steps * taps(), kMostAhead);
     for (int64_t item = items.begin, n; item < items.end; item += n) {
       n = std::min(width - item % width, items.end - item);
       for (int64_t step = 0; step < block.steps; step += kPiece)
         for (int64_t i = item; i < item + n; ++i)
-          multiply_piece(tiles, block, i / width, i % width, step, sums + i * taps() * kSums, ahead);
+          multiply_piece(tiles, block, i / width, i % width, step, sums + i * taps() * kSums);
     }
   }
 
   // All taps of 32 x 32 pairs of channels.
-  void multiply_piece(Tiles& tiles, const Block& block, int64_t k, int64_t c, int64_t step, float* sums,
-                      Ahead& ahead) const {
+  void multiply_piece(Tiles& tiles, const Block& block, int64_t k, int64_t c, int64_t step, float* sums) const {
     const bool is_high = 2 * k + 1 < k_tiles_, is_wide = 2 * c + 1 < c_tiles_;
     const auto product = is_high   ? is_wide ? multiply_registers<kParts, 2, 2> : multiply_registers<kParts, 2, 1>
                          : is_wide ? multiply_registers<kParts, 1, 2>
@@ -207,10 +182,22 @@ class LineWgrad {
     for (const Tap& tap : outputs_.taps) {
       const BFloat16* strip = block.u + (line_.plane(tap) * c_tiles_ + 2 * c) * c_tile;
       const Operand b{strip + (line_.shift(tap) + step * kTileSide) * kTileTerms, kTileBytes, c_tile, strip_};
-      product(tiles, a, kSteps.data(), count, b, kTileNumbers, sums, kBlockSide, block.first + step > 0,
-              ahead.take(count));
+      const bool adds = block.first + step > 0;
+      if constexpr (kParts < 3) {
+        product(tiles, a, kSteps.data(), count, b, kTileNumbers, sums, kBlockSide, adds, {});
+      } else {
+        // A sum of sums: rounding grows with the root of a piece's length, not of all positions. Only here it shows.
+        alignas(64) float piece[kSums];
+        product(tiles, a, kSteps.data(), count, b, kTileNumbers, piece, kBlockSide, false, {});
+        add(piece, sums, adds);
+      }
       sums += kSums;
     }
+  }
+
+  static void add(const float* piece, float* sums, bool adds) {
+    constexpr int N = kLanes<float>;
+    for (int64_t i = 0; i < kSums; i += N) store(sums + i, adds ? load(sums + i) + load(piece + i) : load(piece + i));
   }
 
   // Adds up the crews' sums, in their order, for some blocks of [K / 32, C / 32].
