@@ -41,6 +41,7 @@ KERNELS = (
     "gather_wgrad",
     "strip_wgrad",
     "kernels",
+    "line_conv",
     "line_wgrad",
     "multiply_add_peak",
     "pointwise_conv",

@@ -57,8 +57,34 @@ class Sink {
   virtual void announce(int64_t, int64_t, Ahead&) const {}
 };
 
+// Outputs beside each other: `count` rows of a piece from `row` on, which are pixels from `pixel` on.
+struct PieceRun {
+  int64_t row, pixel, count;
+};
+
+// Sums of some outputs and channels, in L1: columns from `channel` on, rows as the runs say. The pixels of a run are
+// pixel_step apart.
 template <class S>
-class PieceSink;
+struct Piece {
+  const S* rows;
+  int64_t row_stride;
+  const PieceRun* runs;
+  int64_t run_count, pixel_step, channel, columns;
+};
+
+// The output of a convolution a piece at a time, finished while the next one is computed.
+template <class S>
+class PieceSink {
+ public:
+  virtual ~PieceSink() = default;
+
+  // Everything that comes after the convolution.
+  virtual void finish(int thread, const Piece<S>& piece) = 0;
+  // A block of pieces, some hundred pixels, is finished: sums that would grow too long in S can be put away.
+  virtual void end_block(int) {}
+  // The memory that finishing these pixels will read.
+  virtual void announce(int64_t, int64_t, Ahead&) const {}
+};
 
 // A filter as a convolution reads it: forward's own, or for dgrad the same with input and output exchanged.
 template <class S>

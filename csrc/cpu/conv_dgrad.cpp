@@ -19,18 +19,21 @@ Filter<S> turned(Filter<S> f) {
   return f;
 }
 
-template <class S>
-void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, Sink<S>& sink) {
+// `sink` is a Sink and a PieceSink.
+template <class S, class AnySink>
+void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, AnySink& sink) {
   const int m = winograd_size(a), threads = threads_for_conv(a);
   const Filter<S> filter = Filter<S>::dgrad(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::dgrad(a.shape);
   if (m) {
     const Filter<S> turned_filter = turned(filter);
     const S* packed = packed_filter(a, plan, turned_filter);
-    winograd_conv(m, WinogradPlan::dgrad(a.shape), turned_filter, packed, source, sink, threads);
-  } else {
-    gather_conv(plan, filter, packed_filter(a, plan, filter), source, sink, threads);
+    winograd_conv<S>(m, WinogradPlan::dgrad(a.shape), turned_filter, packed, source, sink, threads);
+    return;
   }
+  const S* packed = packed_filter(a, plan, filter);
+  if (!visit_parts<S>(a, [&](auto parts) { line_conv<parts>(plan, filter, packed, source, sink, threads); }))
+    gather_conv<S>(plan, filter, packed, source, sink, threads);
 }
 
 }  // namespace

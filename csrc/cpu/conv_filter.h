@@ -51,12 +51,27 @@ inline int threads_for_conv(const ConvArgs& a) {
   return threads_for(outputs * (s.channels / s.groups) * s.kernel_h * s.kernel_w / 64, a.threads);
 }
 
+// Elements of a packed filter.
+template <class S>
+int64_t packed_size(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
+  int64_t size = 0;
+  if (visit_parts<S>(a, [&](auto parts) { size = packed_line_size<parts>(plan, filter); })) return size;
+  const int m = winograd_size(a);
+  return m ? packed_winograd_size(m, filter) : packed_gather_size(plan, filter);
+}
+
+template <class S>
+void pack(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter, S* packed) {
+  const int m = winograd_size(a), threads = threads_for_conv(a);
+  if (visit_parts<S>(a, [&](auto parts) { pack_line<parts>(plan, filter, threads, packed); })) return;
+  m ? pack_winograd(m, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
+}
+
 // Packs a filter into the workspace.
 template <class S>
 const S* packed_filter(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
-  const int m = winograd_size(a), threads = threads_for_conv(a);
-  S* packed = workspace<S>(Slot::filters, m ? packed_winograd_size(m, filter) : packed_gather_size(plan, filter));
-  m ? pack_winograd(m, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
+  S* packed = workspace<S>(Slot::filters, packed_size(a, plan, filter));
+  pack(a, plan, filter, packed);
   return packed;
 }
 

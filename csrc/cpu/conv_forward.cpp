@@ -10,21 +10,23 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-template <class S>
-void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, Sink<S>& sink) {
+// `sink` is a Sink and a PieceSink.
+template <class S, class AnySink>
+void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, AnySink& sink) {
   const int m = winograd_size(a), threads = threads_for_conv(a);
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::forward(a.shape);
   const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
+  if (visit_parts<S>(a, [&](auto parts) { line_conv<parts>(plan, filter, ready, source, sink, threads); })) return;
   if (m)
-    winograd_conv(m, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
+    winograd_conv<S>(m, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
   else
-    gather_conv(plan, filter, ready, source, sink, threads);
+    gather_conv<S>(plan, filter, ready, source, sink, threads);
 }
 
 template <class S, class InferenceSink>
 void infer(const ConvBnAddActArgs& a, const Source<S>& source, InferenceSink& sink) {
-  if (!is_pointwise_conv(a.conv.shape)) return convolve<S>(a.conv, a.weight, a.packed, source, sink);
+  if (!is_pointwise_conv(a.conv.shape) || float_parts(a.conv)) return convolve<S>(a.conv, a.weight, a.packed, source, sink);
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
   const S* packed =
       a.packed ? static_cast<const S*>(a.packed) : packed_filter(a.conv, GatherPlan::forward(a.conv.shape), filter);
@@ -63,9 +65,7 @@ int64_t conv_packed_size(const ConvArgs& a) {
   int64_t size = 0;
   visit_accumulate(a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const int m = winograd_size(a);
-    const Filter<S> filter = Filter<S>::forward(nullptr, a.shape, a.strides);
-    size = m ? packed_winograd_size(m, filter) : packed_gather_size(GatherPlan::forward(a.shape), filter);
+    size = packed_size(a, GatherPlan::forward(a.shape), Filter<S>::forward(nullptr, a.shape, a.strides));
   });
   return size;
 }
@@ -73,11 +73,8 @@ int64_t conv_packed_size(const ConvArgs& a) {
 void launch_conv_pack(const ConvPackArgs& a) {
   visit_accumulate(a.conv.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const int m = winograd_size(a.conv), threads = threads_for_conv(a.conv);
     const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
-    auto* packed = static_cast<S*>(a.packed);
-    m ? pack_winograd(m, filter, threads, packed)
-      : pack_gather(GatherPlan::forward(a.conv.shape), filter, threads, packed);
+    pack(a.conv, GatherPlan::forward(a.conv.shape), filter, static_cast<S*>(a.packed));
   });
 }
 

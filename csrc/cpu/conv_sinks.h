@@ -67,6 +67,27 @@ class TensorSink : public Sink<Accumulate<T>> {
     });
   }
 
+  // Calls f(channel, lanes) for the registers of a piece's columns; the tag says whether all lanes count.
+  template <class F>
+  static void visit_columns(const Piece<S>& piece, const F& f) {
+    constexpr int N = kLanes<S>;
+    int64_t c = 0;
+    for (; c + N <= piece.columns; c += N) f(c, Tile<true>{0, piece.channel + c, N});
+    if (c < piece.columns) f(c, Tile<false>{0, piece.channel + c, static_cast<int>(piece.columns - c)});
+  }
+
+  // Calls f(sums, tile) for one register of columns of each row of a piece.
+  template <bool kFull, class F>
+  void visit_rows(const Piece<S>& piece, int64_t column, Tile<kFull> tile, const F& f) const {
+    for (int64_t r = 0; r < piece.run_count; ++r) {
+      const PieceRun& run = piece.runs[r];
+      const S* row = piece.rows + run.row * piece.row_stride + column;
+      tile.offset = run.pixel * channels_ + tile.channel;
+      for (int64_t i = 0; i < run.count; ++i, row += piece.row_stride, tile.offset += piece.pixel_step * channels_)
+        f(load(row), tile);
+    }
+  }
+
   int64_t channels_;
   Output<T> out_;
   bool is_direct_;
@@ -82,7 +103,7 @@ inline int64_t output_pixels(const ConvShape& s) {
 
 // Stores y, with the convolution's own bias, and takes its statistics where they are asked for.
 template <class T>
-class ForwardSink final : public TensorSink<T> {
+class ForwardSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
@@ -90,8 +111,11 @@ class ForwardSink final : public TensorSink<T> {
       : TensorSink<T>(output_pixels(a.conv.shape), a.conv.shape.out_channels, a.y),
         bias_(static_cast<const S*>(a.bias)),
         moments_(a.mean ? a.conv.shape.out_channels : 0, threads) {
-    if (a.mean)
-      for (int i = 0; i < threads; ++i) sums_.push_back(std::make_unique<RowMoments<S>>(this->channels_, moments_, i));
+    if (!a.mean) return;
+    for (int i = 0; i < threads; ++i) {
+      sums_.push_back(std::make_unique<RowMoments<S>>(this->channels_, moments_, i));
+      piece_sums_.push_back(std::make_unique<PieceMoments<S>>(this->channels_, moments_, i));
+    }
   }
 
   void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
@@ -111,6 +135,28 @@ class ForwardSink final : public TensorSink<T> {
                          [](int64_t, int64_t, int, Vector<S>) {});
   }
 
+  void finish(int thread, const Piece<S>& piece) override {
+    this->visit_columns(piece, [&](int64_t column, const auto& first) {
+      const Vector<S> bias = bias_ ? load(bias_ + first.channel, first.lanes) : Vector<S>{};
+      const auto store = [&](Vector<S> v, const auto& tile) {
+        v += bias;
+        this->out_.store(tile, v);
+        if constexpr (!std::is_same_v<T, S>) v = tile.load(this->out_.data());  // rounding included
+        return v;
+      };
+      if (piece_sums_.empty())
+        this->visit_rows(piece, column, first, store);
+      else
+        piece_sums_[thread]->add(first.channel, [&](const auto& f) {
+          this->visit_rows(piece, column, first, [&](Vector<S> v, const auto& tile) { f(store(v, tile)); });
+        });
+    });
+  }
+
+  void end_block(int thread) override {
+    if (!piece_sums_.empty()) piece_sums_[thread]->end_block();
+  }
+
   void statistics(void* mean, void* var) const {
     if (!sums_.empty()) moments_.finish(static_cast<S*>(mean), static_cast<S*>(var));
   }
@@ -124,11 +170,12 @@ class ForwardSink final : public TensorSink<T> {
   const S* bias_;
   Moments moments_;
   std::vector<std::unique_ptr<RowMoments<S>>> sums_;
+  std::vector<std::unique_ptr<PieceMoments<S>>> piece_sums_;
 };
 
 // From dgrad's g_u to g_x: act' and the batch norm's scale, and the two channel sums.
 template <class T, Activation A>
-class DgradSink final : public TensorSink<T> {
+class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
@@ -145,6 +192,29 @@ class DgradSink final : public TensorSink<T> {
     if (is_plain_) return this->pass_on(rows, pixel, count);
     for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
       finish_block(thread, rows, pixel, done, std::min(done + ChannelsLast::kRows, count));
+  }
+
+  void finish(int thread, const Piece<S>& piece) override {
+    this->visit_columns(piece, [&](int64_t column, const auto& first) {
+      if (is_plain_)
+        return this->visit_rows(piece, column, first, [&](Vector<S> g, const auto& tile) { this->out_.store(tile, g); });
+      const auto bn = norm_.channels_from(first.channel);
+      Vector<S> sum_p{}, sum_px{};
+      this->visit_rows(piece, column, first, [&](Vector<S> g, const auto& tile) {
+        const Vector<S> x = tile.load(x_), p = g * activate_derivative<A>(bn(x), slope_);
+        sum_p += p;
+        sum_px += p * (x - bn.mean);
+        this->out_.store(tile, p * bn.scale);
+      });
+      s_.add(thread, first.channel, sum_p);
+      t_.add(thread, first.channel, sum_px);
+    });
+  }
+
+  void end_block(int thread) override {
+    if (is_plain_) return;
+    s_.flush(thread, 0);
+    t_.flush(thread, 0);
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
@@ -209,12 +279,16 @@ class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>
     });
   }
 
-  void finish_piece(const S* rows, int64_t pixel, int64_t count, int64_t channel, int64_t columns) override {
-    constexpr int N = kLanes<S>;
-    int64_t done = 0;
-    for (; done + N <= columns; done += N) finish_lanes<true>(rows + done, pixel, count, channel + done, N);
-    if (done < columns)
-      finish_lanes<false>(rows + done, pixel, count, channel + done, static_cast<int>(columns - done));
+  void finish(int, const Piece<S>& piece) override {
+    this->visit_columns(piece, [&](int64_t column, const auto& first) {
+      const auto bn = norm_.channels_from(first.channel);
+      const Vector<S> bias = bias_.channels_from(first.channel).bias;
+      this->visit_rows(piece, column, first, [&](Vector<S> v, const auto& tile) {
+        Vector<S> z = bn(v + bias);
+        if (residual_) z += tile.load(residual_);
+        this->out_.store(tile, activate<A>(z, slope_));
+      });
+    });
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
@@ -223,18 +297,6 @@ class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>
   }
 
  private:
-  template <bool kFull>
-  void finish_lanes(const S* rows, int64_t pixel, int64_t count, int64_t channel, int lanes) const {
-    const auto bn = norm_.channels_from(channel);
-    const Vector<S> bias = bias_.channels_from(channel).bias;
-    Tile<kFull> tile{pixel * this->channels_ + channel, channel, lanes};
-    for (int64_t i = 0; i < count; ++i, rows += kPanel<S>, tile.offset += this->channels_) {
-      Vector<S> z = bn(load(rows) + bias);
-      if (residual_) z += tile.load(residual_);
-      this->out_.store(tile, activate<A>(z, slope_));
-    }
-  }
-
   Norm<S> norm_, bias_;
   const T* residual_;
   S slope_;

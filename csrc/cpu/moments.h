@@ -131,5 +131,63 @@ class RowMoments {
   Scratch<S> sums_;
 };
 
+// Moments of what comes a few rows of a few channels at a time: in one pass, about the mean of a block's first rows.
+template <class S>
+class PieceMoments {
+ public:
+  PieceMoments(int64_t channels, const Moments& moments, int thread)
+      : channels_(channels), moments_(moments), thread_(thread), counts_(padded()), sums_(3 * padded()) {}
+
+  // Adds the registers v of channels from c on that `visit` calls its argument with: visit(f) calls f(v) for each row.
+  template <class Visit>
+  void add(int64_t c, const Visit& visit) const {
+    S *center = sums_.get() + c, *d1 = center + padded(), *d2 = d1 + padded();
+    int64_t n = 0;
+    if (counts_.get()[c] == 0) {
+      Vector<S> total{};
+      visit([&](Vector<S> v) {
+        total += v;
+        ++n;
+      });
+      if (n == 0) return;
+      store(center, total / broadcast(static_cast<S>(n)));
+      n = 0;
+    }
+    const Vector<S> middle = load(center);
+    Vector<S> first{}, second{};
+    visit([&](Vector<S> v) {
+      const Vector<S> d = v - middle;
+      first += d;
+      second += d * d;
+      ++n;
+    });
+    store(d1, load(d1) + first);
+    store(d2, load(d2) + second);
+    counts_.get()[c] += static_cast<double>(n);
+  }
+
+  // The block joins the thread's moments.
+  void end_block() const {
+    S *center = sums_.get(), *d1 = center + padded(), *d2 = d1 + padded();
+    for (int64_t c = 0; c < channels_; ++c) {
+      const double n = counts_.get()[c / kLanes<S> * kLanes<S>], known = moments_.count(thread_)[c];
+      if (n == 0) continue;
+      const double rest = double(d1[c]) / n;  // of the mean
+      moments_.join(thread_, c, known, n, n / (known + n), center[c] + rest, d2[c] - double(d1[c]) * rest);
+    }
+    std::fill_n(d1, 2 * padded(), S(0));
+    std::fill_n(counts_.get(), padded(), 0.0);
+  }
+
+ private:
+  int64_t padded() const { return (channels_ + 63) / 64 * 64 + 32; }
+
+  int64_t channels_;
+  const Moments& moments_;
+  int thread_;
+  Scratch<double> counts_;  // of a register's first channel
+  Scratch<S> sums_;
+};
+
 }  // namespace FUSED_RESNET_TARGET
 }  // namespace fused_resnet

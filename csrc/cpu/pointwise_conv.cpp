@@ -60,7 +60,8 @@ class PointwiseConv {
         if (filter_is_large_ && panel + 1 < panels.end)
           ahead.add_first(filter + kPanel<S> * depth_, kPanel<S> * depth_ * static_cast<int64_t>(sizeof(S)),
                           count * depth_);
-        for (int64_t t = 0; t < count; ++t) multiply(tile + t, panel, buffer + t * tile_size(depth_), filter, ahead);
+        for (int64_t t = 0; t < count; ++t)
+          multiply(part, tile + t, panel, buffer + t * tile_size(depth_), filter, ahead);
       }
     }
   }
@@ -92,7 +93,7 @@ class PointwiseConv {
     source_.announce(input_of(first), input_of(end - 1) - input_of(first) + 1, ahead);
   }
 
-  void multiply(int64_t tile, int64_t panel, const S* a, const S* filter, Ahead& ahead) {
+  void multiply(int thread, int64_t tile, int64_t panel, const S* a, const S* filter, Ahead& ahead) {
     alignas(64) S sums[kTileRows * kPanel<S>];
     S* rows[kTileRows];
     for (int i = 0; i < kTileRows; ++i) rows[i] = sums + i * kPanel<S>;
@@ -105,7 +106,8 @@ class PointwiseConv {
       const int64_t n = std::min(piece, depth_ - done);
       multiply_tile(a + done * kTileRows, filter + done * lanes, n, rows, count, columns, done > 0, ahead.take(n));
     }
-    sink_.finish_piece(sums, tile * kTileRows, count, first, columns);
+    const PieceRun run{0, tile * kTileRows, count};
+    sink_.finish(thread, Piece<S>{sums, kPanel<S>, &run, 1, 1, first, columns});
   }
 
   const ConvShape& shape_;

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ... import _cpu
 from ..arguments import Conv
 from ..precision import get_float32_conv_precision
 
@@ -38,6 +39,16 @@ class Geometry(NamedTuple):
         return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
 
     @property
+    def has_parts(self) -> bool:
+        """Dense, and of a type whose numbers are sums of bfloat16 numbers."""
+        return self.conv.groups == 1 and self.dtype != torch.float64
+
+    @property
+    def suits_tile_registers(self) -> bool:
+        """The processor has them, and no more than half of a register would be padding."""
+        return _cpu.isa() == "amx" and self.has_parts and min(self.weight_shape[:2]) >= 16
+
+    @property
     def is_bound_by_its_filter(self) -> bool:
         """A large filter and few tiles: reading 36 transformed values for 9 takes longer than is saved."""
         n, k, height, width = self.output_shape
@@ -53,6 +64,9 @@ class Geometry(NamedTuple):
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
+    ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
+    ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
+    ("bf16x3", lambda g: g.suits_tile_registers),
     ("direct", lambda g: not g.has_winograd),
     ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
     ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
@@ -81,4 +95,5 @@ def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequen
     chosen = next(name for name, holds in _TABLE if holds(geometry))
     if forced == "auto":
         return chosen
-    return forced if geometry.has_winograd else "direct"
+    exists = geometry.has_parts if forced.startswith("bf16") else geometry.has_winograd
+    return forced if exists else "direct"

@@ -1,0 +1,292 @@
+// Direct convolution in tile registers: forward and dgrad, of any geometry without groups.
+//
+// A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel of
+// the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a tap
+// sees is the strip from another position on.
+#include "line.h"
+#include "parallel.h"
+#include "tile_registers.h"
+#include "workspace.h"
+
+namespace fused_resnet {
+inline namespace FUSED_RESNET_TARGET {
+
+namespace {
+
+constexpr int64_t kPiece = 2 * kTileSide;  // positions, and columns of a panel
+// Of L2, for a block's strip; a deep one takes more, so that the filter goes by less often.
+constexpr int64_t kStripBytes = 256 * 1024;
+constexpr int64_t kLeastPositions = 96;
+// Bytes that a step of a product asks for at most; it takes 200 cycles or more.
+constexpr int64_t kMostAhead = 2048;
+// Numbers read from the source at a time, of L1.
+constexpr int64_t kReadNumbers = 4096;
+
+int64_t chunks_of(const Filter<float>& filter) {
+  return (filter.inputs + kTileTerms - 1) / kTileTerms;
+}
+
+int64_t padded_outputs(const Filter<float>& filter) {
+  return round_up(filter.outputs, kTileSide);
+}
+
+// Registers of columns in the panel that begins with `first`.
+int64_t panel_tiles(const Filter<float>& filter, int64_t first) {
+  return filter.outputs - first > kTileSide ? 2 : 1;
+}
+
+// Elements of one step, a tap's chunk of inputs, of all panels.
+template <int kParts>
+int64_t step_size(const Filter<float>& filter) {
+  return padded_outputs(filter) * kTileTerms * kParts;
+}
+
+// Writes a step of a panel: for each part, registers of pairs of inputs [16, 16 outputs, 2].
+template <int kParts>
+BFloat16* pack_step(const Filter<float>& f, const Tap& tap, int64_t input, int64_t output, BFloat16* to) {
+  const int64_t tiles = panel_tiles(f, output), inputs = std::min(kTileTerms, f.inputs - input);
+  for (int64_t t = 0; t < tiles; ++t, output += kTileSide) {
+    alignas(64) float numbers[kTileTerms][kTileSide] = {};  // [inputs, outputs]
+    const float* from =
+        f.data + tap.r * f.r_stride + tap.s * f.s_stride + input * f.input_stride + output * f.output_stride;
+    const int64_t outputs = std::min<int64_t>(kTileSide, f.outputs - output);
+    if (f.output_stride == 1) {  // dgrad's
+      for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
+    } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
+      for (int64_t i = 0; i < inputs; i += kTileSide)
+        transpose(from + i, f.output_stride, numbers[i], kTileSide);
+    } else {
+      for (int64_t o = 0; o < outputs; ++o)
+        for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
+    }
+    for (int64_t i = 0; i < kTileSide; ++i)
+      split_pairs<kParts>(numbers[i], numbers[kTileSide + i], to + t * kTileNumbers + i * kTileTerms,
+                          tiles * kTileNumbers);
+  }
+  return to + kParts * tiles * kTileNumbers;
+}
+
+template <int kParts>
+class LineConv {
+ public:
+  LineConv(const GatherPlan& plan, const Filter<float>& filter, const float* packed, const Source<float>& source,
+           PieceSink<float>& sink, int threads)
+      : plan_(plan),
+        filter_(filter),
+        packed_(reinterpret_cast<const BFloat16*>(packed)),
+        source_(source),
+        sink_(sink),
+        line_(plan),
+        chunks_(chunks_of(filter)),
+        panels_((filter.outputs + kPiece - 1) / kPiece),
+        read_pixels_(std::clamp<int64_t>(kReadNumbers / (chunks_ * kTileTerms), 4, 64)) {
+    const int64_t position_bytes = kParts * line_.planes() * chunks_ * kTileBytes;
+    const int64_t fitting = std::max(kStripBytes / position_bytes, kLeastPositions) / line_.pitch();
+    // Few positions: each thread computes a share of the channels, so that it reads a share of the filter.
+    by_channels_ = threads > 1 && panels_ >= threads && line_.rows() * line_.pitch() < threads * 4 * kPiece;
+    rows_ = std::clamp<int64_t>(fitting, 1, by_channels_ ? line_.rows() : (line_.rows() + threads - 1) / threads);
+    // Past the last row: what a tap sees from a last piece on.
+    positions_ = round_up(line_.strip_positions(rows_) + line_.pitch() + kPiece, kTileSide);
+    chunk_ = positions_ * kTileTerms;
+    plane_ = chunks_ * chunk_;
+    part_ = line_.planes() * plane_;
+    strip_size_ = kParts * part_ / 2;  // in floats
+    strips_ = workspace<float>(Slot::strips, strip_size_ * threads);
+    for (const Phase& phase : plan.phases) {
+      std::vector<int64_t>& steps = steps_.emplace_back();
+      for (int64_t c = 0; c < chunks_; ++c)  // a chunk's strip stays in L1 for all taps
+        for (const Tap& tap : phase.taps)
+          steps.push_back(line_.plane(tap) * plane_ + c * chunk_ + line_.shift(tap) * kTileTerms);
+    }
+  }
+
+  void run(int part, int parts) {
+    Worker worker(*this, part);
+    const Range rows = by_channels_ ? Range{0, line_.rows()} : share(line_.rows(), part, parts);
+    const Range panels = by_channels_ ? share(panels_, part, parts) : Range{0, panels_};
+    for (int64_t row = rows.begin; row < rows.end; row += rows_) {
+      const int64_t end = std::min(row + rows_, rows.end);
+      worker.run({row, end}, {end, std::min(end + rows_, rows.end)}, panels);
+    }
+  }
+
+ private:
+  struct Worker {
+    Worker(const LineConv& conv, int thread)
+        : c(conv),
+          thread(thread),
+          strip(reinterpret_cast<BFloat16*>(conv.strips_ + thread * conv.strip_size_)),
+          numbers(conv.chunks_ * conv.read_pixels_ * kTileTerms) {}
+
+    // The outputs of these rows; those of `next` are the next to come.
+    void run(const Range& rows, const Range& next, const Range& panels) {
+      c.line_.each_stretch(rows.begin, rows.end, [&](int64_t plane, int64_t position, int64_t pixel, int64_t count) {
+        BFloat16* to = strip + plane * c.plane_ + position * kTileTerms;
+        pixel < 0 ? zero(to, count) : read(to, pixel, count);
+      });
+      announce(rows, next, panels);
+      const BFloat16* packed = c.packed_;
+      for (size_t phase = 0; phase < c.steps_.size(); ++phase) {
+        locate_outputs(c.plan_.phases[phase], rows);
+        const auto steps = static_cast<int64_t>(c.steps_[phase].size());
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+          multiply(c.steps_[phase], panel, packed + panel * steps * kPiece * kTileTerms * kParts);
+        packed += steps * step_size<kParts>(c.filter_);
+      }
+      c.sink_.end_block(thread);
+    }
+
+    // What the next block will read, to be asked for during this one's products.
+    void announce(const Range& rows, const Range& next, const Range& panels) {
+      ahead.clear();
+      if (next.begin == next.end) return;
+      const Range inputs = c.line_.input_rows(next), outputs = c.line_.output_rows(next);
+      const int64_t in_width = c.plan_.in_width, out_width = c.plan_.out_width;
+      c.source_.announce(inputs.begin * in_width, (inputs.end - inputs.begin) * in_width, ahead);
+      c.sink_.announce(outputs.begin * out_width, (outputs.end - outputs.begin) * out_width, ahead);
+      int64_t steps = 0;
+      for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
+      const int64_t pieces = ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece;
+      ahead.spread(pieces * (panels.end - panels.begin) * steps, kMostAhead);
+    }
+
+    void zero(BFloat16* to, int64_t count) const {
+      for (int part = 0; part < kParts; ++part)
+        for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
+          std::memset(to + part * c.part_ + chunk * c.chunk_, 0, count * kTileBytes);
+    }
+
+    // Splits pixels; a chunk's missing channels stay zero in `numbers`.
+    void read(BFloat16* to, int64_t pixel, int64_t count) const {
+      const int64_t step = c.plan_.in_step_w, chunk_numbers = c.read_pixels_ * kTileTerms;
+      for (int64_t n; count > 0; count -= n, pixel += n * step, to += n * kTileTerms) {
+        n = std::min(count, c.read_pixels_);
+        c.source_.read(pixel, step, n, {numbers.get(), kTileTerms, kTileTerms, chunk_numbers});
+        for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
+          for (int64_t i = 0; i < n; ++i)
+            split_channels(numbers.get() + chunk * chunk_numbers + i * kTileTerms, to + chunk * c.chunk_ + i * kTileTerms);
+      }
+    }
+
+    // A row of a register: channels i and 16 + i side by side, as the filter has them.
+    void split_channels(const float* from, BFloat16* to) const {
+      split_pairs<kParts>(from, from + kTileSide, to, c.part_);
+    }
+
+    // The outputs of each piece, in runs.
+    void locate_outputs(const Phase& phase, const Range& rows) {
+      runs.clear();
+      first_run.assign(1, 0);
+      const auto pieces_up_to = [&](int64_t piece) {
+        while (static_cast<int64_t>(first_run.size()) <= piece) first_run.push_back(runs.size());
+      };
+      c.line_.each_output(phase, rows.begin, rows.end, [&](int64_t position, int64_t pixel, int64_t count) {
+        for (int64_t n; count > 0; count -= n, position += n, pixel += n * c.plan_.out_step_w) {
+          n = std::min(count, kPiece - position % kPiece);
+          pieces_up_to(position / kPiece);
+          runs.push_back({position % kPiece, pixel, n});
+        }
+      });
+      pieces_up_to(static_cast<int64_t>(first_run.size()));
+    }
+
+    void multiply(const std::vector<int64_t>& steps, int64_t panel, const BFloat16* packed) {
+      alignas(64) float sums[kPiece * kPiece];
+      const int64_t channel = panel * kPiece, tiles = panel_tiles(c.filter_, channel);
+      const Operand b{packed, kTileBytes, kTileNumbers, tiles * kTileNumbers};
+      for (size_t piece = 0; piece + 1 < first_run.size(); ++piece) {
+        const size_t run = first_run[piece], run_count = first_run[piece + 1] - run;
+        if (run_count == 0) continue;
+        const PieceRun& last = runs[run + run_count - 1];
+        const Operand a{strip + static_cast<int64_t>(piece) * kPiece * kTileTerms, kTileBytes, kTileNumbers, c.part_};
+        multiply_piece(a, steps, b, last.row + last.count > kTileSide, tiles > 1, sums);
+        c.sink_.finish(thread, Piece<float>{sums, kPiece, &runs[run], static_cast<int64_t>(run_count),
+                                            c.plan_.out_step_w, channel,
+                                            std::min(kPiece, c.filter_.outputs - channel)});
+      }
+    }
+
+    void multiply_piece(const Operand& a, const std::vector<int64_t>& steps, const Operand& b, bool is_high,
+                        bool is_wide, float* sums) {
+      const auto count = static_cast<int64_t>(steps.size());
+      const int64_t b_step = kParts * b.part;
+      const Prefetch soon = ahead.take(count);
+      if (is_high && is_wide)
+        multiply_registers<kParts, 2, 2>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+      else if (is_high)
+        multiply_registers<kParts, 2, 1>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+      else if (is_wide)
+        multiply_registers<kParts, 1, 2>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+      else
+        multiply_registers<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+    }
+
+    const LineConv& c;
+    int thread;
+    BFloat16* strip;
+    Scratch<float> numbers;
+    Tiles tiles;
+    Ahead ahead;
+    std::vector<PieceRun> runs;
+    std::vector<size_t> first_run;  // of each piece, and one more
+  };
+
+  const GatherPlan& plan_;
+  const Filter<float>& filter_;
+  const BFloat16* packed_;
+  const Source<float>& source_;
+  PieceSink<float>& sink_;
+  Line line_;
+  int64_t chunks_, panels_;
+  int64_t read_pixels_;  // at a time
+  bool by_channels_;
+  int64_t rows_;                        // of the line, in a block
+  int64_t positions_;                   // of a plane's strip
+  int64_t chunk_, plane_, part_;        // elements
+  int64_t strip_size_;                  // of a thread
+  std::vector<std::vector<int64_t>> steps_;  // of each phase: where a tap's chunk begins
+  float* strips_;
+};
+
+}  // namespace
+
+template <int kParts>
+int64_t packed_line_size(const GatherPlan& plan, const Filter<float>& filter) {
+  int64_t steps = 0;
+  for (const Phase& phase : plan.phases) steps += static_cast<int64_t>(phase.taps.size()) * chunks_of(filter);
+  return steps * step_size<kParts>(filter) / 2;
+}
+
+template <int kParts>
+void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads, float* packed) {
+  auto* begin = reinterpret_cast<BFloat16*>(packed);
+  for (const Phase& phase : plan.phases) {
+    const int64_t steps = static_cast<int64_t>(phase.taps.size()) * chunks_of(filter);
+    for_each((filter.outputs + kPiece - 1) / kPiece, threads, [&](int, int64_t panel) {
+      BFloat16* to = begin + panel * steps * kPiece * kTileTerms * kParts;
+      for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
+        for (const Tap& tap : phase.taps)
+          to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
+    });
+    begin += steps * step_size<kParts>(filter);
+  }
+}
+
+template <int kParts>
+void line_conv(const GatherPlan& plan, const Filter<float>& filter, const float* packed, const Source<float>& source,
+               PieceSink<float>& sink, int threads) {
+  LineConv<kParts> conv(plan, filter, packed, source, sink, threads);
+  parallel(threads, [&](int part, int parts) { conv.run(part, parts); });
+}
+
+#define FUSED_RESNET_INSTANTIATE(kParts)                                                                       \
+  template int64_t packed_line_size<kParts>(const GatherPlan&, const Filter<float>&);                          \
+  template void pack_line<kParts>(const GatherPlan&, const Filter<float>&, int, float*);                       \
+  template void line_conv<kParts>(const GatherPlan&, const Filter<float>&, const float*, const Source<float>&, \
+                                  PieceSink<float>&, int);
+FUSED_RESNET_INSTANTIATE(1)
+FUSED_RESNET_INSTANTIATE(2)
+FUSED_RESNET_INSTANTIATE(3)
+
+}  // namespace FUSED_RESNET_TARGET
+}  // namespace fused_resnet
