@@ -89,6 +89,12 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
 
 
+def understands(options: str) -> bool:
+    """Whether the compiler knows these options: for tile registers it takes GCC 11 or Clang 12."""
+    command = [*str(compiler()).split(), *options.split(), "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 class NinjaBuild(build_ext):
     """Compiles each extension's ninja file instead of calling the compiler from Python."""
 
@@ -124,12 +130,16 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             objects.append(f"{unit}.o")
             n.build([objects[-1]], "compile", [str(cpu / f"{source}.cpp")], variables={"flags": flags})
 
-        for isa, (vector_bytes, options) in TARGETS[platform.machine()].items():
+        targets = TARGETS[platform.machine()]
+        for isa, (vector_bytes, options) in targets.items():
+            if not understands(options):
+                continue
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
+        without_amx = "-DFUSED_RESNET_WITHOUT_AMX" if "amx" in targets and not understands(targets["amx"][1]) else ""
         for unit in ("isa", "workspace", "prepared_convs", "bindings"):
-            compile_unit(unit, unit, includes)
+            compile_unit(unit, unit, f"{includes} {without_amx}")
         n.build([str(target)], "link", objects)
 
 

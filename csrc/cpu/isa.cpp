@@ -4,7 +4,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(__x86_64__) || defined(_M_X64)
+// The compiler may be too old for AMX.
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(FUSED_RESNET_WITHOUT_AMX)
+#define FUSED_RESNET_AMX 1
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -12,10 +14,12 @@
 
 namespace fused_resnet {
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(FUSED_RESNET_AMX)
 namespace amx {
 const Kernels& kernels();
 }
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
 namespace avx512 {
 const Kernels& kernels();
 }
@@ -33,7 +37,7 @@ const Kernels& kernels();
 
 namespace {
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(FUSED_RESNET_AMX)
 // Whether there are tile registers for bfloat16, and Linux lets this process use them, which it has to be asked for.
 bool has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -52,7 +56,9 @@ std::vector<const Kernels*> supported() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(FUSED_RESNET_AMX)
   if (avx512 && has_amx()) found.push_back(&amx::kernels());
+#endif
   if (avx512) found.push_back(&avx512::kernels());
   if (avx2) found.push_back(&avx2::kernels());
 #elif defined(__aarch64__)

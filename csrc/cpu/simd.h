@@ -60,6 +60,43 @@ inline typename VectorOf<To, N>::type convert(From v) {
   }
 }
 
+// kLanes<float> whole numbers of 16 bits or one byte as lanes of 32 bits, and back. Compilers take them apart one by one
+// where they are not told the instruction.
+template <class To, class From>
+inline typename VectorOf<To, kLanes<float>>::type widen(const From* p) {
+  static_assert(sizeof(To) == 4 && std::is_unsigned_v<From>);
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  using Words = typename VectorOf<To, 16>::type;
+  if constexpr (sizeof(From) == 2)
+    return bit_cast<Words>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  else
+    return bit_cast<Words>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__) && FUSED_RESNET_VECTOR_BYTES == 32
+  using Words = typename VectorOf<To, 8>::type;
+  if constexpr (sizeof(From) == 2)
+    return bit_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  else
+    return bit_cast<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  typename VectorOf<From, kLanes<float>>::type numbers;
+  std::memcpy(&numbers, p, sizeof(numbers));
+  return convert<To, kLanes<float>>(numbers);
+#endif
+}
+
+template <class To, class Words>
+inline void narrow(const Words& words, To* p) {
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  if constexpr (sizeof(To) == 2)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bit_cast<__m512i>(words)));
+  else
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(bit_cast<__m512i>(words)));
+#else
+  const auto numbers = convert<To, kLanes<float>>(words);
+  std::memcpy(p, &numbers, sizeof(numbers));
+#endif
+}
+
 template <class S>
 inline Vector<S> broadcast(S s) {
   return s - Vector<S>{};  // s + 0 would be an addition, for the sake of -0
@@ -69,15 +106,13 @@ inline Vector<S> broadcast(S s) {
 template <class T>
 inline Vector<Accumulate<T>> load(const T* p) {
   using S = Accumulate<T>;
-  constexpr int N = kLanes<S>;
+  [[maybe_unused]] constexpr int N = kLanes<S>;
   if constexpr (std::is_same_v<T, S>) {
     Vector<S> v;
     std::memcpy(&v, p, sizeof(v));
     return v;
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    typename VectorOf<uint16_t, N>::type bits;
-    std::memcpy(&bits, p, sizeof(bits));
-    return bit_cast<Vector<float>>(convert<uint32_t, N>(bits) << 16);
+    return bit_cast<Vector<float>>(widen<uint32_t>(reinterpret_cast<const uint16_t*>(p)) << 16);
   } else {
     static_assert(std::is_same_v<T, Float16>);
 #if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
@@ -103,8 +138,7 @@ inline void store(T* p, Vector<Accumulate<T>> v) {
     using Bits = typename VectorOf<uint32_t, N>::type;
     const Bits bits = bit_cast<Bits>(v), quiet_nan = Bits{} + 0x7fc0u;
     const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const auto narrow = convert<uint16_t, N>(v != v ? quiet_nan : rounded);
-    std::memcpy(p, &narrow, sizeof(narrow));
+    narrow(v != v ? quiet_nan : rounded, reinterpret_cast<uint16_t*>(p));
   } else {
     static_assert(std::is_same_v<T, Float16>);
 #if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
@@ -174,22 +208,21 @@ inline void fence() {
 // Small whole numbers, one byte each, as lanes of S. A copy of constant length is one instruction, any other a call.
 template <class S>
 inline Vector<S> load_bytes(const uint8_t* p, int n) {
-  using Bytes = typename VectorOf<uint8_t, kLanes<S>>::type;
-  Bytes bytes{};
-  if (n == kLanes<S>)
-    std::memcpy(&bytes, p, sizeof(Bytes));
-  else
-    std::memcpy(&bytes, p, std::min<size_t>(n, sizeof(Bytes)));
-  return convert<S, kLanes<S>>(bytes);
+  constexpr int N = kLanes<S>;
+  if constexpr (std::is_same_v<S, float>)
+    if (n == N) return convert<float, N>(widen<int32_t>(p));
+  typename VectorOf<uint8_t, N>::type bytes{};
+  std::memcpy(&bytes, p, std::min<size_t>(n, sizeof(bytes)));
+  return convert<S, N>(bytes);
 }
 
 template <class S>
 inline void store_bytes(uint8_t* p, Vector<S> v, int n) {
-  const auto bytes = convert<uint8_t, kLanes<S>>(v);
-  if (n == kLanes<S>)
-    std::memcpy(p, &bytes, sizeof(bytes));
-  else
-    std::memcpy(p, &bytes, std::min<size_t>(n, sizeof(bytes)));
+  constexpr int N = kLanes<S>;
+  if constexpr (std::is_same_v<S, float>)
+    if (n == N) return narrow(convert<int32_t, N>(v), p);
+  const auto bytes = convert<uint8_t, N>(v);
+  std::memcpy(p, &bytes, std::min<size_t>(n, sizeof(bytes)));
 }
 
 }  // namespace FUSED_RESNET_TARGET

@@ -14,8 +14,9 @@ _precision = "high"
 def set_float32_conv_precision(precision: str) -> None:
     """Sets how backends may compute float32 convolutions.
 
-    ``"high"``, the default, allows algorithms that round more than direct convolution does, such as Winograd's;
-    ``"highest"`` asks for direct convolution. A backend that has direct convolution alone, as ``reference``,
+    ``"high"``, the default, allows algorithms that round more than direct convolution does: Winograd's, and products of
+    16 of a float's 24 bits (bf16x3, as PyTorch's own "high" for matrix products). ``"highest"`` asks for direct
+    convolution with all bits. A backend that has direct convolution alone, as ``reference``,
     computes the same under both.
 
     Raises ValueError for any other value.

@@ -17,7 +17,7 @@ COLUMNS = ("layer", "pass", "ms", "stock", "GF/s", "stock", "%peak", "stock", "r
 FOOTNOTE = (
     "3x3/2 64>128 56x56: filter, stride, channels, input; below, how often it occurs.\n"
     "stock: PyTorch in its better layout. GF/s: 1e9 operations of direct arithmetic;\n"
-    "Winograd's needs fewer, so its share of the peak may be above 100.\n"
+    "Winograd needs fewer and tile registers do more, so their share of the multiply-add peak may be above 100.\n"
     "ratio: stock's time over ours in the same round, the median over all rounds."
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import random
 import subprocess
@@ -21,7 +22,9 @@ from fused_resnet.backends.arguments import Activation, Conv
 
 cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module is not built")
 
+CHOICE = importlib.import_module("fused_resnet.backends.cpu.conv_algorithm")
 WINOGRAD = ("winograd_f2", "winograd_f4")
+IN_PARTS = ("bf16x1", "bf16x3", "bf16x6")
 IDENTITY = Activation("identity")
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -68,6 +71,18 @@ def test_direct_on_sampled_geometries(isa: str, case: tuple) -> None:
     assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, single, torch.float32, atol=2e-6)
 
 
+@pytest.mark.parametrize("case", sampled_cases(40, seed=2), ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
+@pytest.mark.parametrize("algorithm", IN_PARTS)
+def test_parts_on_sampled_geometries(isa: str, algorithm: str, case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isa in ("avx512", "avx2"):
+        pytest.skip("as the baseline: plain arrays for tile registers")
+    monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
+    dtype = torch.bfloat16 if algorithm == "bf16x1" else torch.float32
+    atol = {"bf16x1": None, "bf16x3": 5e-5, "bf16x6": 2e-6}[algorithm]
+    args = arguments((*case[:-1], 1), dtype)
+    assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
+
+
 @pytest.mark.parametrize("padding", [(1, 1), (0, 2), (2, 0)], ids=str)
 @pytest.mark.parametrize("shape", [(2, 16, 14, 14), (1, 65, 7, 9), (3, 17, 5, 30), (5, 3, 4, 3)], ids=str)
 @pytest.mark.parametrize("algorithm", WINOGRAD)
@@ -78,13 +93,14 @@ def test_winograd(isa: str, algorithm: str, shape: tuple, padding: tuple, monkey
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
 
 
-# Forward, dgrad and wgrad: relative RMS error against float64, None for three times stock's.
-LIMITS = {"winograd_f2": (None, None, None), "winograd_f4": (5e-6, 5e-6, 6e-6)}
+# Forward, dgrad and wgrad: relative RMS error against float64, times stock's or as it is.
+FACTORS = {"winograd_f2": 3, "bf16x6": 2}
+LIMITS = dict.fromkeys(("winograd_f4", "bf16x3"), (5e-6, 5e-6, 6e-6))
 
 
 @pytest.mark.parametrize("channels, size", [(64, 56), (128, 28), (256, 14), (512, 7)])
-@pytest.mark.parametrize("algorithm", WINOGRAD)
-def test_winograd_accuracy_on_resnet_layers(
+@pytest.mark.parametrize("algorithm", [*FACTORS, *LIMITS])
+def test_accuracy_on_resnet_layers(
     algorithm: str, channels: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = image(2, channels, size, size).relu()
@@ -101,13 +117,14 @@ def test_winograd_accuracy_on_resnet_layers(
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     y, mean, _ = cpu.bn_act_conv(x, None, IDENTITY, weight, None, conv, False)
     backward = cpu.bn_act_conv_backward(g, None, None, x, None, IDENTITY, weight, y, mean, conv, (True, True, False))
-    for got, stock_got, exact, limit in zip((y, backward[0], backward[2]), stock, want, LIMITS[algorithm], strict=True):
-        allowed = limit or 3 * relative_error(stock_got, exact)
-        assert relative_error(got, exact) <= allowed
+    for i, (got, exact) in enumerate(zip((y, backward[0], backward[2]), want, strict=True)):
+        times_stock = FACTORS.get(algorithm, 0) * relative_error(stock[i], exact)
+        assert relative_error(got, exact) <= (times_stock or LIMITS[algorithm][i])
 
 
 @pytest.mark.precision("high")
 def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CHOICE, "isa", lambda: "avx512")
     dense = Conv((1, 1), (1, 1), (1, 1), 1)
 
     def chosen(
@@ -135,12 +152,37 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
         chosen()
 
 
-def test_highest_is_direct() -> None:
+@pytest.mark.parametrize(
+    ("precision", "isa", "algorithm"),
+    [("high", "amx", "bf16x3"), ("highest", "amx", "bf16x6"), ("highest", "avx512", "direct")],
+)
+def test_precision_and_tile_registers(
+    precision: str, isa: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CHOICE, "isa", lambda: isa)
+    monkeypatch.setattr(CHOICE, "get_float32_conv_precision", lambda: precision)
     dense = Conv((1, 1), (1, 1), (1, 1), 1)
-    assert cpu.conv_algorithm(dense, (64, 64, 3, 3), (4, 64, 14, 14), torch.float32) == "direct"
+
+    def chosen(dtype: torch.dtype = torch.float32, c: int = 64, groups: int = 1) -> str:
+        return cpu.conv_algorithm(dense._replace(groups=groups), (64, c, 3, 3), (4, 64, 14, 14), dtype)
+
+    assert chosen() == algorithm
+    assert chosen(c=3) == chosen(c=8, groups=8) == chosen(torch.float64) == "direct"
+    if isa == "amx":
+        assert (chosen(torch.bfloat16), chosen(torch.float16)) == ("bf16x1", algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD])
+def test_tile_registers_are_left_as_they_were() -> None:
+    """oneDNN sets the registers' shapes once, and expects to find them when it comes again."""
+    a, b = torch.randn(70, 96, dtype=torch.bfloat16), torch.randn(96, 50, dtype=torch.bfloat16)
+    args = arguments((2, 32, 48, 9, 9, (3, 3), (1, 1), (1, 1), (1, 1), 1), torch.bfloat16)
+    product, y = a @ b, ops.bn_act_conv(*args)[0]
+    for _ in range(3):
+        assert torch.equal(a @ b, product)
+        assert torch.equal(ops.bn_act_conv(*args)[0], y)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD, *IN_PARTS])
 def test_same_bits_every_time(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     x, bn, *rest = arguments((4, 32, 48, 30, 29, (3, 3), (1, 1), (1, 1), (1, 1), 1), torch.float32)

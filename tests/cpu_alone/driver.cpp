@@ -30,8 +30,9 @@ constexpr Activation kActivations[] = {Activation::identity, Activation::relu, A
 double tolerance(DType dtype, ConvAlgorithm algorithm = ConvAlgorithm::direct) {
   switch (dtype) {
     case DType::float64: return 1e-11;
-    case DType::float32: return algorithm == ConvAlgorithm::direct ? 4e-6 : 4e-5;
-    case DType::bfloat16: return 4e-3;
+    case DType::float32:
+      return algorithm == ConvAlgorithm::direct || algorithm == ConvAlgorithm::bf16x6 ? 4e-6 : 4e-5;
+    case DType::bfloat16: return algorithm == ConvAlgorithm::bf16x1 ? 1.6e-2 : 4e-3;
     case DType::float16: return 5e-4;
   }
   return 0;
@@ -108,33 +109,50 @@ void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& 
   Tensor g = Tensor::random(dtype, out), y = Tensor::random(dtype, out), residual = Tensor::random(dtype, out);
   Norms bn(dtype, s.channels), out_bn(dtype, s.out_channels), gradient(dtype, s.out_channels);
   const ConvGradient g_y{g.data(), y.data(), gradient.mean.data(), gradient.weight.data(), gradient.bias.data()};
-  const auto conv = [&](int threads) {
-    return ConvArgs{dtype, algorithm, s, {per_group * area, area, s.kernel_w, 1}, threads};
+  const bool in_parts = algorithm >= ConvAlgorithm::bf16x1;
+  const auto conv = [&](const Kernels& kernels, int threads) {
+    const bool is_wanted = in_parts && &kernels == &baseline::kernels();  // floats whole
+    const ConvAlgorithm which = is_wanted ? ConvAlgorithm::direct : algorithm;
+    return ConvArgs{dtype, which, s, {per_group * area, area, s.kernel_w, 1}, threads};
   };
   const double allowed = tolerance(dtype, algorithm);
   compare("conv_forward", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor result(dtype, out), mean(wide(dtype), s.out_channels), var(wide(dtype), s.out_channels);
-    kernels.conv_forward({conv(threads), activation, x.data(), bn.args(), weight.data(), out_bn.bias.data(),
+    kernels.conv_forward({conv(kernels, threads), activation, x.data(), bn.args(), weight.data(), out_bn.bias.data(),
                           result.data(), mean.data(), var.data()});
     return Outputs{result, mean, var};
   });
   compare("conv_dgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor g_x(dtype, in), g_bn(wide(dtype), 4 * s.channels);
-    kernels.conv_dgrad({conv(threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
+    kernels.conv_dgrad({conv(kernels, threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
     return Outputs{g_x, g_bn};
   });
   compare("conv_wgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor g_weight(wide(dtype), filter);
-    kernels.conv_wgrad({conv(threads), activation, g_y, x.data(), bn.args(), g_weight.data()});
+    kernels.conv_wgrad({conv(kernels, threads), activation, g_y, x.data(), bn.args(), g_weight.data()});
     return Outputs{g_weight};
   });
   compare("conv_bn_add_act", dtype, allowed, [&](const Kernels& kernels, int threads) {
-    Tensor result(dtype, out), packed(wide(dtype), kernels.conv_packed_size(conv(threads)));
-    kernels.conv_pack({conv(threads), weight.data(), packed.data()});
-    kernels.conv_bn_add_act({conv(threads), activation, x.data(), weight.data(), packed.data(), out_bn.weight.data(),
+    Tensor result(dtype, out), packed(wide(dtype), kernels.conv_packed_size(conv(kernels, threads)));
+    kernels.conv_pack({conv(kernels, threads), weight.data(), packed.data()});
+    kernels.conv_bn_add_act({conv(kernels, threads), activation, x.data(), weight.data(), packed.data(), out_bn.weight.data(),
                              out_bn.args(), residual.data(), result.data()});
     return Outputs{result};
   });
+}
+
+// Convolutions of floats as sums of bfloat16 numbers.
+void check_parts(DType dtype, const ActivationArgs& activation) {
+  using Algorithm = ConvAlgorithm;
+  if (dtype == DType::float64) return;
+  for (const Algorithm algorithm : {Algorithm::bf16x1, Algorithm::bf16x3, Algorithm::bf16x6}) {
+    if ((algorithm == Algorithm::bf16x1) != (dtype == DType::bfloat16)) continue;
+    check_conv(dtype, activation, conv_shape(2, 13, 15, 19, 37, 1, 1, 0), algorithm);
+    check_conv(dtype, activation, conv_shape(3, 13, 18, 35, 50, 3, 1, 1), algorithm);
+    check_conv(dtype, activation, conv_shape(2, 14, 17, 33, 20, 3, 2, 1), algorithm);
+    check_conv(dtype, activation, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), algorithm);  // threads share channels
+    check_conv(dtype, activation, conv_shape(2, 12, 9, 20, 18, 3, 1, 2, 2), algorithm);
+  }
 }
 
 void check_all() {
@@ -155,6 +173,7 @@ void check_all() {
     check_conv(dtype, silu, conv_shape(1, 12, 12, 400, 424, 1, 1, 0), ConvAlgorithm::direct);  // and a weight gradient
     for (const ConvAlgorithm winograd : {ConvAlgorithm::winograd_f2, ConvAlgorithm::winograd_f4})
       check_conv(dtype, silu, conv_shape(3, 13, 18, 35, 33, 3, 1, 1), winograd);
+    check_parts(dtype, silu);
   }
 }
 

@@ -1,7 +1,7 @@
 """Which algorithm computes a convolution on CPU: the one table of the choice.
 
-``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4`` overrules it wherever the algorithm exists, for tests;
-:func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone.
+``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists, for
+tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with float32's whole precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ... import _cpu
+from ..._cpu import isa
 from ..arguments import Conv
 from ..precision import get_float32_conv_precision
 
@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
     @property
     def suits_tile_registers(self) -> bool:
         """The processor has them, and no more than half of a register would be padding."""
-        return _cpu.isa() == "amx" and self.has_parts and min(self.weight_shape[:2]) >= 16
+        return isa() == "amx" and self.has_parts and min(self.weight_shape[:2]) >= 16
 
     @property
     def is_bound_by_its_filter(self) -> bool:
@@ -66,7 +66,7 @@ class Geometry(NamedTuple):
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
     ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
-    ("bf16x3", lambda g: g.suits_tile_registers),
+    ("bf16x3", lambda g: g.suits_tile_registers),  # float16 too, whose numbers are two parts
     ("direct", lambda g: not g.has_winograd),
     ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
     ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
@@ -83,7 +83,7 @@ def is_depthwise(weight_shape: Sequence[int], conv: Conv) -> bool:
 
 
 def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequence[int], dtype: torch.dtype) -> str:
-    """``direct``, ``winograd_f2`` or ``winograd_f4``.
+    """One of ``CONV_ALGORITHMS``.
 
     ``weight_shape`` is (K, C / groups, R, S), ``output_shape`` (N, K, OH, OW). Raises ValueError for an unknown name in
     ``FUSED_RESNET_CONV``.
