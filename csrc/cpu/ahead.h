@@ -30,12 +30,12 @@ class Ahead {
   // As add(), but to be asked for before all else, within so many steps.
   void add_first(const void* begin, int64_t bytes, int64_t steps) {
     urgent_ = {static_cast<const char*>(begin), bytes};
-    urgent_pace_ = pace_for(bytes, steps);
+    urgent_pace_ = pace_for(bytes, steps, kLine);
   }
 
-  // All of it is to be asked for within so many steps, evenly: a burst would fill the buffers that the products' own
-  // loads need.
-  void spread(int64_t steps) { pace_ = pace_for(bytes_, steps); }
+  // All of it is to be asked for within so many steps, evenly, at most so many bytes in each: a burst would fill the
+  // buffers that the products' own loads need.
+  void spread(int64_t steps, int64_t most = kLine) { pace_ = pace_for(bytes_, steps, most); }
 
   // The part of the next `steps` steps.
   Prefetch take(int64_t steps) {
@@ -47,6 +47,8 @@ class Ahead {
   }
 
  private:
+  static constexpr int64_t kLine = 64;
+
   struct Range {
     const char* begin = nullptr;
     int64_t bytes = 0;
@@ -59,9 +61,10 @@ class Ahead {
     }
   };
 
-  static int64_t pace_for(int64_t bytes, int64_t steps) {
-    constexpr int64_t kLine = 64;
-    return std::clamp<int64_t>((bytes + steps - 1) / std::max<int64_t>(steps, 1), 1, kLine);
+  // Whole lines where it is more than one.
+  static int64_t pace_for(int64_t bytes, int64_t steps, int64_t most) {
+    const int64_t pace = (bytes + steps - 1) / std::max<int64_t>(steps, 1);
+    return std::clamp<int64_t>(pace > kLine ? (pace + kLine - 1) / kLine * kLine : pace, 1, most);
   }
 
   Range urgent_;

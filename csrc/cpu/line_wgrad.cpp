@@ -5,8 +5,7 @@
 // rows of a register. A thread's stretch of the line is cut into halves, whose positions share words (line_pack.h).
 //
 // As in gather_wgrad.cpp each thread has blocks and an accumulator of its own where the result is small, and all
-// threads share the blocks where it is large. The next block is packed between the products of the current one, a
-// little at a time, which the processor overlaps.
+// threads share the blocks where it is large.
 #include <array>
 
 #include "line.h"
@@ -108,7 +107,7 @@ class LineWgrad {
     return stretches;
   }
 
-  // Two blocks take turns: a strip begins with what taps have read beyond the block before.
+  // Strips that begin with a piece of those before take turns with them.
   Block block_at(int64_t first, const Range& all, const Crew& crew) const {
     const int64_t steps = std::clamp<int64_t>(all.end - all.begin - first, 0, block_);
     return {u_ + (2 * crew.number + (reach_ > 0 ? first / block_ % 2 : 0)) * u_size_, g_ + crew.number * g_size_, first,
@@ -122,6 +121,7 @@ class LineWgrad {
     return {steps.begin + kept, steps.end + kept};
   }
 
+  // What taps have read beyond the block before begins the strips; the rest is read.
   void pack(const Block& block, const Block& before, Stretches& stretches, const Crew& crew, float* staged) const {
     if (block.first > 0) {
       const Range strips = crew.share_of_member(line_.planes() * c_tiles_ * kParts);
@@ -135,24 +135,21 @@ class LineWgrad {
                                int64_t count, const auto& f) {
       for (int half = 0; half < 2; ++half)
         halves[half].read(source, (block.first + step) * kTileSide, kTileSide, count, staged + half * kSquare);
-      for (int64_t tile = 0; tile < count; ++tile) {
-        f(staged + tile * 2 * kSquare, tile);
-      }
+      for (int64_t tile = 0; tile < count; ++tile) f(staged + tile * 2 * kSquare, tile);
     };
     BFloat16* to = block.u;
     for (auto& plane : stretches.u) {
       for (int64_t step = u_steps.begin; step < u_steps.end; ++step)
         each_tile(u_source_, plane, step, c_tiles_, [&](const float* from, int64_t tile) {
-          pack_squares<kParts>(from, from + kSquare, to + tile * kParts * strip_ + step * kTileNumbers, strip_);
+          pack_squares<kParts>(from, to + tile * kParts * strip_ + step * kTileNumbers, strip_);
         });
       to += c_tiles_ * kParts * strip_;
     }
     for (int64_t step = g_steps.begin; step < g_steps.end; ++step)
       each_tile(g_source_, stretches.g, step, k_tiles_, [&](const float* from, int64_t tile) {
         alignas(64) float turned[2 * kSquare];
-        for (const int64_t half : {int64_t{0}, kSquare}) transpose_square(from + half, turned + half);
-        pack_squares<kParts>(turned, turned + kSquare, block.g + (tile * block_ + step) * kParts * kTileNumbers,
-                             kTileNumbers);
+        for (const int64_t half : {int64_t{0}, kSquare}) transpose(from + half, kTileSide, turned + half, kTileSide);
+        pack_squares<kParts>(turned, block.g + (tile * block_ + step) * kParts * kTileNumbers, kTileNumbers);
       });
   }
 
