@@ -13,17 +13,19 @@ SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py t
 
 .PHONY: bench bench-timm bench-ops test sanitize neon gpu-check triton-gate sweep pictures docs lint format clean
 
-# Two rounds, to stay within four minutes on two cores, 75 seconds of them torch.compile's first compilation;
-# `fused-resnet bench` alone takes five.
+# Two rounds, to stay within three minutes on two cores, a minute of them torch.compile's first compilation;
+# `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
 	$(BIN)/fused-resnet bench --rounds 2 --json results.json --plot results.png
 
-# Ten models of timm, of different structure: half a minute each. benchmarks/results/timm.md
+# Ten models of timm, of different structure, and one at a lower resolution: a minute each, two where torch.compile has
+# not seen it yet. benchmarks/results/timm.md
 TIMM_MODELS ?= seresnet50 resnetv2_50 res2net50_26w_4s hrnet_w18_small dla34 cspresnet50 ese_vovnet39b skresnet18 \
   selecsls42b mobilenetv2_100
 bench-timm: $(VENV)/.built
-	$(BIN)/fused-resnet bench $(addprefix timm:,$(TIMM_MODELS)) --batch 8 --rounds 3 --variants fused,eager,channels_last \
-	  --allocator tuned --json results.json --plot results.png
+	$(BIN)/fused-resnet bench $(addprefix timm:,$(TIMM_MODELS)) --batch 8 --rounds 3 --allocator tuned \
+	  --json timm.json --plot timm.png
+	$(BIN)/fused-resnet bench timm:resnetv2_50 --image-size 160 --batch 8 --rounds 3 --allocator tuned --json timm_160.json
 
 # Per op and per block, with GB/s: pytest-benchmark.
 bench-ops: $(VENV)/.built

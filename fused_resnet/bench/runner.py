@@ -1,7 +1,8 @@
-"""The benchmark: a parent that computes nothing, and one child process for each variant.
+"""The benchmark: a parent that computes nothing, and one child process for each variant of a model.
 
 The children take turns: each round asks every variant for one step, in an order that changes from round to round, and
-only one works at a time. Ratios are taken within a round, so that a machine that slows down slows all variants.
+only one works at a time. Ratios are taken within a round, so that a machine that slows down slows all variants. The
+children start under glibc's default allocator and go on under the tuned one, if both are asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import correctness, environment
+from .allocator import stages
 from .child import Child
 from .result import BenchResult
 from .settings import DTYPES, Settings
@@ -22,7 +24,7 @@ from .variants import VARIANTS
 __all__ = ["Progress", "run", "run_settings"]
 
 REFERENCE = "eager"  # the variant that the others are compared with
-WARM_UP_S = 1.0  # beside the step of the correctness check
+WARM_UP_S = 1.0  # of untimed steps, that of the correctness check among them
 
 Progress = Callable[[str, int, int], None]  # is told what is done now, how many units of work are done, and of how many
 
@@ -47,18 +49,19 @@ def run_settings(
     steps = _Steps(settings, progress)
     try:
         for model in settings.models:
-            for allocator in settings.allocators:
+            for allocators in stages(settings.allocators):
                 with ExitStack() as children:
-                    race = _Race(settings, model, allocator, children, steps)
+                    race = _Race(settings, model, allocators[0], children, steps)
                     result.environment |= race.start()
                     result.environment.setdefault("correctness", []).append(race.check())
-                    race.warm_up()
-                    try:
-                        race.run()
-                    finally:  # a race that was interrupted has rows too
-                        result.rows += race.rows()
-                        if on_rows:
-                            on_rows(result)
+                    for allocator in allocators:
+                        race.warm_up(allocator)
+                        try:
+                            race.run()
+                        finally:  # a race that was interrupted has rows too
+                            result.rows += race.rows()
+                            if on_rows:
+                                on_rows(result)
     except KeyboardInterrupt:
         result.interrupted = True
         if on_rows:
@@ -70,8 +73,9 @@ class _Steps:
     """Counts units of work: a start, a check, a warm-up or a timed step of one child."""
 
     def __init__(self, settings: Settings, progress: Progress | None) -> None:
-        races = len(settings.models) * len(settings.allocators)
-        self.total = races * len(settings.compared) * (3 + settings.rounds)
+        starts, races = len(stages(settings.allocators)), len(settings.allocators)
+        units = 2 * starts + (1 + settings.rounds) * races
+        self.total = len(settings.models) * len(settings.compared) * units
         self.done = 0
         self.progress = progress
 
@@ -82,7 +86,7 @@ class _Steps:
 
 
 class _Race:
-    """The variants of one model under one setting of the allocator, each in its child process."""
+    """The variants of one model, each in its child process, which starts under ``allocator``."""
 
     def __init__(self, settings: Settings, model: str, allocator: str, stack: ExitStack, steps: _Steps) -> None:
         self.settings, self.model, self.allocator, self.steps = settings, model, allocator, steps
@@ -116,10 +120,14 @@ class _Race:
         correctness.refuse_wrong(self.model, errors, limits)
         return {"model": self.model, "allocator": self.allocator, "relative_errors": errors, "limits": limits}
 
-    def warm_up(self) -> None:
-        """Brings every variant to its usual pace."""
+    def warm_up(self, allocator: str) -> None:
+        """Brings every variant to its usual pace under ``allocator``, for a new series of rounds."""
+        goes_on = allocator != self.allocator
+        self.allocator, self.rounds, self.peak_bytes = allocator, [], {}
         for variant, child in self.children.items():
             self._begin("warm-up", variant)
+            if goes_on:
+                child.ask("allocator", name=allocator)
             child.ask("warm_up", at_least_s=WARM_UP_S)
 
     def run(self) -> None:

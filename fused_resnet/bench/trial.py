@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..models.registry import create_model
+from .allocator import use_allocator
 from .memory import SavedBytes, peak_bytes, reset_peak
 from .settings import DTYPES, Job
 from .variants import VARIANTS
@@ -56,6 +57,8 @@ class Trial:
         self.images = images.to(job.device, storage_dtype, memory_format=memory_format)  # [N, 3, S, S]
         self.labels = self._random_labels(generator)  # [N, ...]
         self.forward = variant.prepare(self.model, self.images)
+        self.compiles = variant.compiles
+        self.warm_s = 0.0  # that untimed steps have taken
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def check(self, path: Path) -> int | None:
@@ -63,6 +66,7 @@ class Trial:
 
         Returns the bytes saved for backward, without parameters, buffers and images; None in mode infer.
         """
+        start = time.perf_counter()
         with self._context(), SavedBytes() as saved:
             logits, loss = self._forward()
         answer = Answer(logits=logits.detach().cpu())
@@ -72,18 +76,28 @@ class Trial:
             answer["loss"] = loss.detach().cpu()
             answer["gradients"] = [torch.zeros_like(p) if grad is None else grad.cpu() for p, grad in gradients]
         torch.save(answer, path)
+        if self.is_train:
+            del answer, gradients
+            self._update()
+        if not self.compiles:
+            self.warm_s += time.perf_counter() - start
         if not self.is_train:
             return None
-        del answer, gradients
-        self._update()
         return saved.count(excluded=[*self.model.parameters(), *self.model.buffers(), self.images])
 
+    def use_allocator(self, name: str) -> None:
+        """Goes on under another setting of malloc."""
+        use_allocator(name)
+        self.warm_s = 0.0
+
     def warm_up(self, at_least_s: float) -> int:
-        """Untimed steps for that long, one at least, and their number; the peak of memory counts from their end."""
-        end = time.perf_counter() + at_least_s
+        """Untimed steps until they have taken that long under this allocator; how many were still to be made.
+
+        The step of the check counts, but where it compiled. The peak of memory counts from their end.
+        """
         steps = 0
-        while steps == 0 or time.perf_counter() < end:
-            self.step_ms()
+        while self.warm_s < at_least_s:
+            self.warm_s += self.step_ms() / 1e3
             steps += 1
         reset_peak(self.job.device)
         return steps

@@ -29,6 +29,7 @@ class Variant:
     prepare: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
     channels_last: bool = True  # memory format of parameters and images
     is_stock: bool = True  # a baseline for speedup_vs_best_stock
+    compiles: bool = False  # in its first step, which says nothing of its pace then
     default_modes: tuple[str, ...] = ("train", "infer")  # those that it takes part in unasked
     modes: tuple[str, ...] = ("train", "infer")
     dtypes: tuple[str, ...] = ("fp32", "fp64", "bf16", "fp16")
@@ -105,7 +106,13 @@ VARIANTS: dict[str, Variant] = {
         Variant("fused", "fused_resnet.fuse, channels_last", _fused, is_stock=False),
         Variant("eager", "stock PyTorch, contiguous", _stock, channels_last=False),
         Variant("channels_last", "stock PyTorch, channels_last", _stock),
-        Variant("compile", "torch.compile of stock PyTorch, channels_last", _compile, default_modes=("train",)),
+        Variant(
+            "compile",
+            "torch.compile of stock PyTorch, channels_last",
+            _compile,
+            compiles=True,
+            default_modes=("train",),
+        ),
         Variant(
             "compile_freeze",
             "compile with weights frozen into the program, infer only",

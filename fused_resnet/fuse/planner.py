@@ -57,6 +57,7 @@ class Match:
     act: fx.Node | None = None
     pool: fx.Node | None = None
     residual: fx.Node | None = None
+    in_place: bool = False  # the add
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -179,17 +180,18 @@ class _Planner:
         """An add of which one addend at least comes raw; the first addend of an in-place one, as the other is kept."""
         first, second = (self.origin(a) for a in _nodes(node.args))
         addends = [(first, second), (second, first)]
-        if node.target in (operator.iadd, "add_"):
+        if in_place := node.target in (operator.iadd, "add_"):
             addends.pop()
         for end, residual in addends:
             match = self.matches.get(end)
             if match is None or match.bn is None or not self._is_raw(match) or len(self.readers[end]) != 1:
                 continue
             act = self._act_after(node)
+            parts: Any = {"place": node, "end": act or node, "act": act, "residual": residual, "in_place": in_place}
             if self._mutates_between(match.place, node):
-                add = Match("add", node, act or node, end, act=act, residual=residual)
+                add = Match("add", x=end, **parts)
             else:
-                add = replace(match, place=node, end=act or node, act=act, residual=residual)
+                add = replace(match, **parts)
                 del self.matches[end]
             self.matches[add.end] = add
             return
@@ -262,14 +264,15 @@ class _Planner:
         residual = None if match.residual is None else index[match.residual]
         if match.kind == "add":
             assert residual is not None
-            return AddStep(out, (), x, residual, act)
+            return AddStep(out, (), x, residual, act, match.in_place)
         bn = None if match.bn is None else self.paths[match.bn]
         if match.conv is None:
             assert bn is not None
             return NormStep(out, (), x, bn, act)
         pool = None if match.pool is None else self.paths[match.pool]
         raw = self._takes_raw(match.end)
-        return ConvStep(out, (), x, self.paths[match.conv], bn, act, residual, pool, keep_deferred=raw)
+        path = self.paths[match.conv]
+        return ConvStep(out, (), x, path, bn, act, residual, match.in_place, pool, keep_deferred=raw)
 
     def _activation(self, node: fx.Node | None) -> Path | Activation | None:
         if node is None:
@@ -279,7 +282,15 @@ class _Planner:
     def _call_step(self, node: fx.Node, index: dict[fx.Node, int]) -> CallStep:
         kwargs = tuple((name, self._argument(a, index)) for name, a in node.kwargs.items())
         args = tuple(self._argument(a, index) for a in node.args)
-        return CallStep(index[node], (), node.op, self.paths.get(node, node.target), args, kwargs)
+        target = self.paths.get(node, node.target)
+        if target == "view" and self._is_only_viewed(self._input(node)):
+            target = "reshape"  # which a value that has come to channels_last may need
+        return CallStep(index[node], (), node.op, target, args, kwargs)
+
+    def _is_only_viewed(self, node: fx.Node) -> bool:
+        """Whether nothing but one view reads ``node``, and its shape: nobody sees whether the view is a copy."""
+        readers = [r for r in self.readers[node] if r.target not in ("size", "dim", getattr)]
+        return len(readers) == 1 and not any(isinstance(argument, torch.dtype) for argument in readers[0].args)
 
     def _argument(self, argument: Any, index: dict[fx.Node, int]) -> Any:
         def ref(node: fx.Node) -> Any:

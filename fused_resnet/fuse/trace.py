@@ -30,6 +30,7 @@ __all__ = ["IN_PLACE", "Trace", "TraceError", "traces"]
 
 # Questions to PyTorch whose answers a trace would freeze.
 _STATE_OF_TORCH = {"is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "get_default_dtype"}
+_ENTERING = ("BEFORE_WITH", "LOAD_SPECIAL")  # what ``with`` becomes, the latter from Python 3.14 on
 _KNOWN_PACKAGES = ("torch", "math", "itertools", "functools", "builtins", "typing", "numpy")
 # ``x += y`` and its like, by the method's name.
 IN_PLACE = {
@@ -80,9 +81,8 @@ def traces(root: nn.Module, inlines: Callable[[nn.Module], bool]) -> list[Trace]
         with _training(root, inlined, mode):
             reads = tuple(_reads(path, module, code.attributes) for path, module in inlined)
             for arguments in _calls(root):
-                graph = _graph(root, inlines, arguments)
-                if tuple(_reads(path, module, code.attributes) for path, module in inlined) != reads:
-                    raise TraceError("its forward changes attributes")
+                with _unchanged(reads, [module for _, module in inlined]):
+                    graph = _graph(root, inlines, arguments)
                 given = tuple(value is GIVEN for value in arguments.values())
                 found.append(Trace(graph, given, reads, constants, tuple(path for path, _ in inlined)))
     return found
@@ -107,9 +107,15 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.inlines = inlines
         self.defaults = defaults
+        self.modes = _modes()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise TraceError("its forward changes how PyTorch takes gradients or casts")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self.inlines(m)
@@ -122,7 +128,10 @@ class _Tracer(fx.Tracer):
 def _graph(root: nn.Module, inlines: Callable[[nn.Module], bool], defaults: Arguments) -> fx.Graph:
     before = _random_states()
     try:
-        graph = _Tracer(inlines, defaults).trace(root)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # puts back what a forward that is cut short has set
+            graph = _Tracer(inlines, defaults).trace(root)
+    except TraceError:
+        raise
     except Exception as error:  # whatever a forward does to a proxy that it takes for a tensor
         text = str(error).partition("\n")[0] or type(error).__name__
         raise TraceError(f"its forward cannot be traced: {text}") from error
@@ -189,13 +198,17 @@ def _code_of(stock: Any) -> Code:
     seen: set[types.CodeType] = set()
     waiting: list[Any] = [stock.forward]
     while waiting:
-        function = inspect.unwrap(waiting.pop())
+        function = waiting.pop()
+        if hasattr(function, "__wrapped__"):
+            objections.append(f"{function.__name__} is wrapped by a decorator")
         if function.__code__ in seen:
             continue
         seen.add(function.__code__)
         for instruction in _instructions(function.__code__):
             name = instruction.argval
-            if instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
+            if instruction.opname in _ENTERING:
+                objections.append("its forward enters a context")
+            elif instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
                 value = function.__globals__[name]
                 if isinstance(value, types.FunctionType) and not _is_known(value):
                     waiting.append(value)
@@ -232,6 +245,35 @@ def _is_known(function: types.FunctionType) -> bool:
 def _random_states() -> tuple[Any, ...]:
     numpy_state: Any = np.random.get_state()
     return random.getstate(), numpy_state[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+def _modes() -> tuple[Any, ...]:
+    """What a context or a decorator, as that of activation checkpointing, may have set."""
+    devices = ("cpu", "cuda")
+    casts = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks, *casts
+
+
+@contextmanager
+def _unchanged(reads: tuple[Reads, ...], modules: list[nn.Module]) -> Iterator[None]:
+    """Raises TraceError where attributes of the modules are others at its end, after it has put them back."""
+    before = [dict(vars(module)) for module in modules]
+    try:
+        yield
+    finally:
+        changed = False
+        for module, values, known in zip(modules, before, reads, strict=True):
+            for name, copied in known.attributes:  # what is data may have changed in place
+                if simple(copied) and not (simple(values[name]) and values[name] == copied):
+                    values[name] = copied
+            now = vars(module)
+            if now.keys() != values.keys() or any(now[name] is not value for name, value in values.items()):
+                changed = True
+                now.clear()
+                now.update(values)
+    if changed:
+        raise TraceError("its forward changes attributes")
 
 
 @contextmanager

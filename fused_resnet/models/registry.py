@@ -50,7 +50,8 @@ def find_model(name: str) -> tuple[str, str]:
             return source, bare_name
         known += names
     nearest = difflib.get_close_matches(bare_name, dict.fromkeys(known), n=3, cutoff=0.4)
-    raise ValueError(f"unknown model {name!r}; nearest: {', '.join(nearest) or 'none'}")
+    written = [f"{prefix}:{found}" if colon else found for found in nearest]
+    raise ValueError(f"unknown model {name!r}; nearest: {', '.join(written) or 'none'}")
 
 
 def _torchvision_names() -> list[str]:

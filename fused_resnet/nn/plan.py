@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..backends.arguments import Activation
 from ..ops import checks
-from .deferred import add_act, conv, conv_bn, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
+from .deferred import Deferred, add_act, conv, conv_bn, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
 from .recognise import (
     activation_reason,
     call_reason,
@@ -86,6 +87,7 @@ class ConvStep(Step):
     bn: Path | None
     act: Path | Activation | None
     residual: int | None
+    in_place: bool  # the add
     pool: Path | None
     keep_deferred: bool  # the one step that reads the value takes it raw
 
@@ -95,7 +97,10 @@ class ConvStep(Step):
             return conv(x, layer)
         bn, act = _norm_and_activation(root, self.bn, self.act)
         if self.residual is not None:
-            return conv_bn_add_act(x, layer, bn, values[self.residual], act)
+            residual = values[self.residual]
+            if _is_like(residual, *_output_of(layer, x), self.in_place):
+                return conv_bn_add_act(x, layer, bn, residual, act)
+            return _stock_add_act(conv_bn(x, layer, bn), residual, act, self.in_place)
         if self.pool is not None:
             return max_pool(defer(x, layer, bn, act), at(root, self.pool))
         if act is None and not self.keep_deferred:
@@ -123,9 +128,14 @@ class AddStep(Step):
     x: int
     residual: int
     act: Path | Activation | None
+    in_place: bool
 
     def run(self, root: nn.Module, values: Values) -> Any:
-        return add_act(values[self.x], values[self.residual], _activation(root, self.act))
+        x, residual, act = values[self.x], values[self.residual], _activation(root, self.act)
+        raw = _tensor(x)
+        if _is_like(residual, raw.shape, raw.dtype, self.in_place):
+            return add_act(x, residual, act)
+        return _stock_add_act(materialise(x), residual, act, self.in_place)
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,40 @@ def _norm_and_activation(root: nn.Module, path: Path, act: Path | Activation | N
     """The norm at ``path``, and ``act``, or what the norm itself ends with."""
     bn = at(root, path)
     return bn, norm_activation(bn) if act is None else _activation(root, act)
+
+
+def _tensor(x: Tensor | Deferred) -> Tensor:
+    return x.raw if isinstance(x, Deferred) else x
+
+
+def _output_of(layer: nn.Conv2d, x: Tensor | Deferred) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and type of ``layer(x)``."""
+    image = _tensor(x)
+    assert not isinstance(layer.padding, str), "conv_reason has refused it"
+    geometry = zip(image.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=False)
+    size = [(s + 2 * p - d * (k - 1) - 1) // stride + 1 for s, p, d, k, stride in geometry]
+    casts = _is_autocast(image) and image.dtype is not torch.float64
+    dtype = torch.get_autocast_dtype(image.device.type) if casts else image.dtype
+    return (image.shape[0], layer.out_channels, *size), dtype
+
+
+def _is_like(residual: Any, shape: Sequence[int], dtype: torch.dtype, in_place: bool) -> bool:
+    """Whether :func:`add_act` adds ``residual`` as stock does: nothing is broadcast, nor is the sum of another type."""
+    if not isinstance(residual, Tensor | Deferred):
+        return False
+    tensor = _tensor(residual)
+    return tuple(tensor.shape) == tuple(shape) and (tensor.dtype == dtype or (in_place and _is_autocast(tensor)))
+
+
+def _is_autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _stock_add_act(x: Tensor, residual: Any, act: nn.Module | Activation | None, in_place: bool) -> Tensor:
+    """``act(x + residual)`` [N, C, H, W], whatever can be added to ``x`` [N, C, H, W]."""
+    residual = materialise(residual) if isinstance(residual, Deferred) else residual
+    return add_act(x.add_(residual) if in_place else x + residual, None, act)
 
 
 def _activation(root: nn.Module, act: Path | Activation | None) -> nn.Module | Activation | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,26 @@ def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[lis
     with profile(activities=activities, profile_memory=True, record_shapes=True) as profiler:
         step()
     on_device = device.type == "cuda"
+    within = Counter(event.name for event in profiler.events() if _is_within_itself(event))
     rows = []
     for event in profiler.key_averages():
         own_us = event.self_device_time_total if on_device else event.self_cpu_time_total
         if own_us > 0 and not event.key.startswith(("phase: ", "block: ")):
-            rows.append({"op": event.key, "kind": kind_of(event.key), "calls": event.count, "self_ms": own_us / 1e3})
+            calls = event.count - within[event.key]
+            rows.append({"op": event.key, "kind": kind_of(event.key), "calls": calls, "self_ms": own_us / 1e3})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text())
     return sorted(rows, key=lambda row: -row["self_ms"]), trace
+
+
+def _is_within_itself(event: Any) -> bool:
+    """Whether an operator runs within one of its name: ours come twice, with autograd and below it."""
+    parent = event.cpu_parent
+    while parent is not None and parent.name != event.name:
+        parent = parent.cpu_parent
+    return parent is not None
 
 
 def memory_curve(trace: dict[str, Any], device: torch.device) -> list[list[float]]:

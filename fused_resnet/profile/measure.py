@@ -142,7 +142,7 @@ class _Session:
             result.ops += [{"variant": variant, **row} for row in trainee.ops]
             result.timeline += [{"variant": variant, **row} for row in trainee.timeline]
             bare = result.steps[variant]["bare"]
-            result.overhead.setdefault("clocks", {})[variant] = result.steps[variant]["step"] / bare - 1
+            result.overhead.setdefault("clocks", {})[variant] = trainee.clocks_overhead()
             if trainee.trace:
                 curve = memory_curve(trainee.trace, self.inputs.device)
                 peak = max((size for _, size in curve), default=0.0)
@@ -238,6 +238,10 @@ class _Trainee:
     def median_step(self) -> dict[str, float]:
         """The step of median length with its phases, and the median of the bare steps."""
         return self.steps[self._median] | {"bare": median(self.bare)}
+
+    def clocks_overhead(self) -> float:
+        """How much longer a step takes with clocks than the bare one before it, as a share: the median over steps."""
+        return median(step["step"] / bare for step, bare in zip(self.steps, self.bare, strict=False)) - 1
 
     @property
     def _median(self) -> int:

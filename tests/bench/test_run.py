@@ -65,6 +65,18 @@ def test_a_run(monkeypatch):
     assert all(child._process.poll() is not None for child in children)
 
 
+def test_both_allocators_take_one_process_a_variant(monkeypatch):
+    started, asked, done = [], [], []
+    monkeypatch.setattr(runner, "Child", lambda job, allocator: started.append(allocator) or Child(job, allocator))
+    ask = Child.ask
+    monkeypatch.setattr(Child, "ask", lambda self, do, **arguments: asked.append(do) or ask(self, do, **arguments))
+    settings = TINY | {"variants": ["eager"], "allocators": ["default", "tuned"]}
+    result = run(**settings, rounds=1, progress=lambda *state: done.append(state[1:]))
+    assert started == ["default"] and done == [(unit, 6) for unit in range(6)]
+    assert asked == ["check", "warm_up", "step", "allocator", "warm_up", "step"]
+    assert [row["allocator"] for row in result.rows] == ["default", "tuned"]
+
+
 def test_a_variant_that_computes_something_else_is_refused(planted_worker):
     planted_worker("return lambda images: 1.01 * model(images)")
     with pytest.raises(

@@ -93,6 +93,16 @@ def test_a_step_trains_and_repeats(tmp_path):
     assert subjects[0].model.fc.weight.grad is None
 
 
+def test_the_step_of_the_check_warms_up_but_where_it_compiles(tmp_path):
+    subject = trial("eager")
+    subject.check(tmp_path / "answer.pt")
+    assert subject.warm_up(at_least_s=0.5 * subject.warm_s) == 0
+    assert subject.warm_up(at_least_s=1.5 * subject.warm_s) > 0
+    subject = trial("compile", mode="infer")
+    subject.check(tmp_path / "answer.pt")
+    assert subject.warm_s == 0.0 and subject.warm_up(at_least_s=1e-9) == 1
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_types_train_under_autocast(dtype, tmp_path):
     found, _ = checked("fused", tmp_path, dtype=dtype)

@@ -48,7 +48,7 @@ def test_timm_is_asked_by_prefix_only(monkeypatch):
     ("name", "message"),
     [
         ("resnet_50", r"unknown model 'resnet_50'; nearest: resnet50"),
-        ("fused_resnet:renset20", r"unknown model 'fused_resnet:renset20'; nearest: resnet20"),
+        ("fused_resnet:renset20", r"unknown model 'fused_resnet:renset20'; nearest: fused_resnet:resnet20"),
         ("", r"unknown model ''; nearest: none"),
         (
             "keras:resnet50",

@@ -81,6 +81,12 @@ def test_operators_and_memory(result: ProfileResult) -> None:
     assert result.roof["bytes_per_s"] > 1e8
 
 
+def test_calls_are_counted_once(result: ProfileResult) -> None:
+    calls = {row["op"]: row["calls"] for row in result.ops if row["variant"] == "fused"}
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in fused_resnet.models.resnet20().modules())
+    assert calls["fused_resnet::bn_act_conv"] == calls["fused_resnet::bn_act_conv_backward"] == convolutions
+
+
 def test_timeline_has_every_operator_in_its_phase_and_block(result: ProfileResult) -> None:
     for variant, convolution in (("stock", "aten::conv2d"), ("fused", "fused_resnet::bn_act_conv")):
         rows = [row for row in result.timeline if row["variant"] == variant]
