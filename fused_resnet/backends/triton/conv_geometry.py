@@ -62,6 +62,7 @@ class Phases(NamedTuple):
     inverse: Any  # of dilation / divisor, modulo step
 
     @staticmethod
+    @lru_cache(4096)  # every call of a layer has the same
     def of(size: int, stride: int, dilation: int) -> Phases:
         """The phases of ``size`` pixels."""
         divisor = gcd(stride, dilation)
