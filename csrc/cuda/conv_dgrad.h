@@ -27,8 +27,8 @@ struct DgradOperands {
     const ConvGeometry& g = p.geometry;
     pixels.fetch(fetched, stage, static_cast<const T*>(p.g_y), at + kOffsetA, static_cast<const T*>(p.y),
                  p.gradient.g_mean ? at + kOffsetY : nullptr);
-    WideFilter<Traits>::fetch(g, fetched, static_cast<const T*>(p.weight), place.group, place.first_column,
-                              at + kOffsetB);
+    Filter<Traits, false>::fetch(g, fetched, static_cast<const T*>(p.weight), place.group, place.first_column,
+                                 at + kOffsetB);
     fetched.advance(Traits::kDepth, g.group_out_channels, g.kernel_w);
   }
 
@@ -67,13 +67,8 @@ __device__ __forceinline__ void store_gradient(const ConvDgradParams& params, co
   load_norm<Traits>(params.prologue, channel, valid, terms);
   for (int row = Chunks::row(0); row < Traits::kRows && place.first_row + row < g.in_pixels; row += Chunks::kRowStep) {
     const int64_t offset = int64_t(place.first_row + row) * g.channels + channel;
-    const float* const at = tile + row * Traits::kTilePitch + column;
     float p[Traits::kChunk];
-#pragma unroll
-    for (int i = 0; i < Traits::kChunk; i += 4) {
-      const float4 quad = load_vector<float4>(at + i);
-      p[i] = quad.x, p[i + 1] = quad.y, p[i + 2] = quad.z, p[i + 3] = quad.w;
-    }
+    load_floats(tile + row * Traits::kTilePitch + column, p);
     if (is_needed(params.prologue)) {
       float x[Traits::kChunk];
       unpack<T>(load_chunk<Traits>(static_cast<const T*>(params.x) + offset, valid), x);
@@ -104,11 +99,7 @@ __device__ __forceinline__ void store_tile_sums(const ConvDgradParams& p, const 
   const ConvGeometry& g = p.geometry;
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    float* const at = scratch + (Chunks::row(0) * 2 + which) * Traits::kColumns + Chunks::column();
-#pragma unroll
-    for (int i = 0; i < Traits::kChunk; i += 4) {
-      store_vector(at + i, make_float4(sums[which][i], sums[which][i + 1], sums[which][i + 2], sums[which][i + 3]));
-    }
+    store_floats(scratch + (Chunks::row(0) * 2 + which) * Traits::kColumns + Chunks::column(), sums[which]);
   }
   __syncthreads();
   const int column = threadIdx.x % Traits::kColumns, which = threadIdx.x / Traits::kColumns;

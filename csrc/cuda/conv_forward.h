@@ -26,8 +26,8 @@ struct ForwardOperands {
   __device__ __forceinline__ void fetch(unsigned char* at, int stage) {
     const ConvGeometry& g = p.geometry;
     pixels.fetch(fetched, stage, static_cast<const T*>(p.x), at + kOffsetA, nullptr, nullptr);
-    DeepFilter<Traits>::fetch(g, fetched, static_cast<const T*>(p.weight), place.group, place.first_column,
-                              at + kOffsetB);
+    Filter<Traits, true>::fetch(g, fetched, static_cast<const T*>(p.weight), place.group, place.first_column,
+                                at + kOffsetB);
     fetched.advance(Traits::kDepth, g.group_channels, g.kernel_w);
   }
 
@@ -68,15 +68,11 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
     const int64_t offset = int64_t(place.first_row + row) * g.out_channels + channel;
     float* const at = tile + row * Traits::kTilePitch + column;
     float v[Traits::kChunk];
-#pragma unroll
-    for (int i = 0; i < Traits::kChunk; i += 4) {
-      const float4 quad = load_vector<float4>(at + i);
-      v[i] = quad.x, v[i + 1] = quad.y, v[i + 2] = quad.z, v[i + 3] = quad.w;
-    }
-    float residual[Traits::kChunk];
+    load_floats(at, v);
 #pragma unroll
     for (int i = 0; i < Traits::kChunk; ++i) v[i] = terms.apply(i, v[i] + bias[i]);
     if (p.residual) {
+      float residual[Traits::kChunk];
       unpack<T>(load_chunk<Traits>(static_cast<const T*>(p.residual) + offset, valid), residual);
 #pragma unroll
       for (int i = 0; i < Traits::kChunk; ++i) v[i] += residual[i];
@@ -89,10 +85,7 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
     store_chunk<Traits>(static_cast<T*>(p.y) + offset, rounded, valid);
     if (p.partial) {
       unpack<T>(rounded, v);
-#pragma unroll
-      for (int i = 0; i < Traits::kChunk; i += 4) {
-        store_vector(at + i, make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
-      }
+      store_floats(at, v);
     }
   }
 }

@@ -11,7 +11,7 @@ namespace fused_resnet {
 
 // Rows and columns of the output that a block computes: 64 x 64, or 128 x 128 where there is work for a whole device. A
 // choice by hand is for tests and measurements. The numbering is that of TILES in
-// fused_resnet/backends/cuda/fused_conv.py.
+// fused_resnet/backends/cuda/conv_algorithm.py.
 enum class ConvTile : int { automatic, small, large };
 
 struct ConvCall {

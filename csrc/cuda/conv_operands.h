@@ -151,40 +151,24 @@ struct DeepPixels {
   }
 };
 
-// Rows of a filter [K, R, S, C / groups], deep: kColumns output channels by kDepth channels of one tap.
-template <class Traits>
-struct DeepFilter {
+// A filter [K, R, S, C / groups] at one tap: deep, kColumns output channels by kDepth channels; wide, kDepth output
+// channels by kColumns channels.
+template <class Traits, bool deep>
+struct Filter {
   using T = typename Traits::T;
-  using Chunks = DeepChunks<Traits>;
+  using Chunks = std::conditional_t<deep, DeepChunks<Traits>, WideChunksN<Traits>>;
+  static constexpr int kPitch = deep ? Traits::kDeepPitch : Traits::kWidePitchN;
 
   static __device__ __forceinline__ void fetch(const ConvGeometry& g, const TapWalk& walk, const T* weight, int group,
                                                int first_column, unsigned char* operand) {
-    const int channel = walk.channel + Chunks::column();
+    const int first_k = deep ? first_column : walk.channel;
+    const int channel = (deep ? walk.channel : first_column) + Chunks::column();
     const int exist = valid_elements<Traits>(channel, g.group_channels);
 #pragma unroll
     for (int i = 0; i < Traits::kChunksPerThread; ++i) {
-      const int k = first_column + Chunks::row(i), valid = k < g.group_out_channels ? exist : 0;
+      const int k = first_k + Chunks::row(i), valid = k < g.group_out_channels ? exist : 0;
       const int64_t row = int64_t(group * g.group_out_channels + k) * g.kernel_h * g.kernel_w + walk.tap;
-      fetch_chunk<Traits>(Chunks::at(operand, Traits::kDeepPitch, i), weight, row * g.group_channels + channel, valid);
-    }
-  }
-};
-
-// The same filter, wide: kDepth output channels by kColumns channels of one tap.
-template <class Traits>
-struct WideFilter {
-  using T = typename Traits::T;
-  using Chunks = WideChunksN<Traits>;
-
-  static __device__ __forceinline__ void fetch(const ConvGeometry& g, const TapWalk& walk, const T* weight, int group,
-                                               int first_column, unsigned char* operand) {
-    const int channel = first_column + Chunks::column();
-    const int exist = valid_elements<Traits>(channel, g.group_channels);
-#pragma unroll
-    for (int i = 0; i < Traits::kChunksPerThread; ++i) {
-      const int k = walk.channel + Chunks::row(i), valid = k < g.group_out_channels ? exist : 0;
-      const int64_t row = int64_t(group * g.group_out_channels + k) * g.kernel_h * g.kernel_w + walk.tap;
-      fetch_chunk<Traits>(Chunks::at(operand, Traits::kWidePitchN, i), weight, row * g.group_channels + channel, valid);
+      fetch_chunk<Traits>(Chunks::at(operand, kPitch, i), weight, row * g.group_channels + channel, valid);
     }
   }
 };

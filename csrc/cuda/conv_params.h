@@ -1,4 +1,4 @@
-// What the convolution kernels take: plain data, filled by the launchers. Sizes are 32 bits, which conv_launch.cu has
+// What the convolution kernels take: plain data, filled by the launchers. Sizes are 32 bits, which make_geometry has
 // proven to hold them; offsets into tensors are taken in 64.
 #pragma once
 

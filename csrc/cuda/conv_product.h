@@ -168,8 +168,7 @@ struct Product<Traits, Arithmetic::fma> {
   template <bool deep, int wide_pitch>
   static __device__ __forceinline__ void load(const unsigned char* operand, int at, int depth, float (&v)[4]) {
     if constexpr (deep) {
-      const float4 quad = load_vector<float4>(operand + at * Traits::kDeepPitch + depth * 4);
-      v[0] = quad.x, v[1] = quad.y, v[2] = quad.z, v[3] = quad.w;
+      load_floats(reinterpret_cast<const float*>(operand + at * Traits::kDeepPitch + depth * 4), v);
     } else {
 #pragma unroll
       for (int d = 0; d < 4; ++d) v[d] = *reinterpret_cast<const float*>(operand + (depth + d) * wide_pitch + at * 4);

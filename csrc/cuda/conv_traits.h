@@ -103,6 +103,22 @@ __device__ __forceinline__ void store_chunk(typename Traits::T* p, const uint4& 
   }
 }
 
+// Floats from and to aligned memory, 16 bytes at a time.
+template <int n>
+__device__ __forceinline__ void load_floats(const float* from, float (&v)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; i += 4) {
+    const float4 quad = load_vector<float4>(from + i);
+    v[i] = quad.x, v[i + 1] = quad.y, v[i + 2] = quad.z, v[i + 3] = quad.w;
+  }
+}
+
+template <int n>
+__device__ __forceinline__ void store_floats(float* to, const float (&v)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; i += 4) store_vector(to + i, make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
+}
+
 // A chunk's worth of a vector of channels; beyond `valid` and for a null vector `otherwise`.
 template <bool vector, int n>
 __device__ __forceinline__ void load_channels(const float* v, int channel, int valid, float otherwise,
@@ -111,12 +127,7 @@ __device__ __forceinline__ void load_channels(const float* v, int channel, int v
   for (int i = 0; i < n; ++i) out[i] = otherwise;
   if (v == nullptr) return;
   if constexpr (vector) {
-    if (valid <= 0) return;
-#pragma unroll
-    for (int i = 0; i < n; i += 4) {
-      const float4 quad = load_vector<float4>(v + channel + i);
-      out[i] = quad.x, out[i + 1] = quad.y, out[i + 2] = quad.z, out[i + 3] = quad.w;
-    }
+    if (valid > 0) load_floats(v + channel, out);
   } else {
 #pragma unroll
     for (int i = 0; i < n; ++i) {

@@ -128,11 +128,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) conv_wgrad_kernel(ConvWgr
     const int64_t k =
         int64_t(place.split) * g.out_channels + place.group * g.group_out_channels + place.first_row + row;
     float* const out = p.partial + (k * taps + tap) * g.group_channels + place.first_column + column;
-    const float4 quad = load_vector<float4>(tile + row * Traits::kTilePitch + column);
+    float v[4];
+    load_floats(tile + row * Traits::kTilePitch + column, v);
     if constexpr (Traits::kVector) {
-      store_vector(out, quad);
+      store_floats(out, v);
     } else {
-      const float v[4] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (i < valid) out[i] = v[i];

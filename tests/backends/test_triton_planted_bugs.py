@@ -76,8 +76,22 @@ BUGS = {
     "the last of equals wins a window": Bug(
         "bn_act_max_pool", "(u > best)", "(u >= best)", "bn_act_max_pool", "differs from float64"
     ),
-    "windows that do not divide by the stride": Bug(
-        "conv_dgrad", "m_ok & divides & (h >= 0)", "m_ok & (h >= 0)", "bn_act_conv_backward, strided", "differs"
+    "taps of every phase": Bug(
+        "conv_dgrad",
+        "first_r + tap // taps_s * phases_h.step",
+        "first_r + tap // taps_s",
+        "bn_act_conv_backward, strided",
+        "differs",
+    ),
+    "the first tap where stride and dilation have no common divisor": Bug(
+        "conv_dgrad", " * phases.inverse", "", "bn_act_conv_backward, phases", "differs"
+    ),
+    "columns of another phase": Bug(
+        "conv_dgrad",
+        "phase_w + line * size.stride_w",
+        "phase_h + line * size.stride_w",
+        "bn_act_conv_backward, strided",
+        "race|out of bounds",
     ),
     "a window beyond the image": Bug(
         "conv_forward", "& (w < size.W)", "& (w <= size.W)", "bn_act_conv, grouped", "differs|out of bounds"
@@ -98,7 +112,7 @@ BUGS = {
     "a gradient left unwritten": Bug(
         "conv_dgrad",
         "tl.store(g_x_ptr + offsets, p.to(g_x_ptr.dtype.element_ty), mask=mask)",
-        "tl.store(g_x_ptr + offsets, p.to(g_x_ptr.dtype.element_ty), mask=mask & (m < M - 1)[:, None])",
+        "tl.store(g_x_ptr + offsets, p.to(g_x_ptr.dtype.element_ty), mask=mask & (m > 0)[:, None])",
         "bn_act_conv_backward, 1x1",
         "differs from float64 by nan",
     ),

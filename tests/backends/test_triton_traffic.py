@@ -25,6 +25,7 @@ from fused_resnet.backends import triton as backend
 from fused_resnet.backends.arguments import Activation, Conv, MaxPool
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 from fused_resnet.backends.triton.configs import PRODUCT
+from fused_resnet.backends.triton.output_gradient import output_gradient
 
 RELU, POOL = Activation("relu"), MaxPool((3, 3), (2, 2), (1, 1))
 BF16 = torch.bfloat16
@@ -98,58 +99,80 @@ def test_bn_act_max_pool_backward() -> None:
     assert_least(measured, least)
 
 
-CONVS = {"1x1": (1, Conv((1, 1), (0, 0), (1, 1), 1)), "3x3": (3, Conv((1, 1), (1, 1), (1, 1), 1))}
+CONVS = {
+    "1x1": (1, Conv((1, 1), (0, 0), (1, 1), 1)),
+    "3x3": (3, Conv((1, 1), (1, 1), (1, 1), 1)),
+    "3x3, strided": (3, Conv((2, 2), (1, 1), (1, 1), 1)),
+}
 
 
-def conv_case(name: str) -> tuple:
-    kernel, conv = CONVS[name]
-    x = image(N, C, SIZE, SIZE, dtype=BF16)
-    weight = torch.randn(K, C, kernel, kernel).to(BF16).contiguous(memory_format=torch.channels_last)
-    return x, batch_norm(C), weight, conv, taps_inside(SIZE, kernel, conv) * N
+class Case:
+    """A convolution of a square image, and how often its tiles read what."""
+
+    def __init__(self, name: str) -> None:
+        self.kernel, self.conv = CONVS[name]
+        self.stride, self.out = self.conv.stride[0], SIZE // self.conv.stride[0]
+        self.x = image(N, C, SIZE, SIZE, dtype=BF16)
+        weight = torch.randn(K, C, self.kernel, self.kernel).to(BF16)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.y_bytes = N * K * self.out**2 * 2
+        self.inside = N * taps_inside(SIZE, self.kernel, self.conv)
+        # One filter for each tile of y; and for each tile of x of every phase, which share the filter out.
+        self.filters = self.weight.nbytes * (N * self.out**2 // TILE["BM"])
+
+    def least_forward(self) -> dict[str, int]:
+        return {"x_ptr": self.inside * C * 2 * (K // TILE["BN"]), "weight_ptr": self.filters}
+
+    def backward(self, *mask: bool) -> Counter[str]:
+        x, bn, weight, conv = self.x, batch_norm(C), self.weight, self.conv
+        y, mean, _ = reference.bn_act_conv(x, bn, RELU, weight, None, conv, True)
+        g_mean, g_y = torch.randn_like(mean), image(N, K, self.out, self.out, dtype=BF16)
+        args = (g_y, g_mean, g_mean, x, bn, RELU, weight, y, mean, conv, mask)
+        return traffic(lambda: backend.bn_act_conv_backward(*args))
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_bn_act_conv(name: str) -> None:
-    x, bn, weight, conv, inside = conv_case(name)
-    measured = traffic(lambda: backend.bn_act_conv(x, bn, RELU, weight, None, conv, True))
-    tiles = N * SIZE**2 // TILE["BM"]
-    least = {"x_ptr": inside * C * 2 * (K // TILE["BN"]), "weight_ptr": weight.nbytes * tiles}
-    assert_least(measured, least | {"y_ptr": N * K * SIZE**2 * 2})
+    case = Case(name)
+    measured = traffic(lambda: backend.bn_act_conv(case.x, batch_norm(C), RELU, case.weight, None, case.conv, True))
+    assert_least(measured, case.least_forward() | {"y_ptr": case.y_bytes})
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_conv_bn_add_act(name: str) -> None:
-    x, _, weight, conv, inside = conv_case(name)
-    residual = image(N, K, SIZE, SIZE, dtype=BF16)
-    measured = traffic(lambda: backend.conv_bn_add_act(x, weight, None, batch_norm(K), residual, RELU, conv))
-    tiles = N * SIZE**2 // TILE["BM"]
-    least = {"x_ptr": inside * C * 2 * (K // TILE["BN"]), "weight_ptr": weight.nbytes * tiles}
-    assert_least(measured, least | dict.fromkeys(("residual_ptr", "out_ptr"), residual.nbytes))
-
-
-def backward(name: str, *mask: bool) -> Counter[str]:
-    x, bn, weight, conv, _ = conv_case(name)
-    y, mean, _ = reference.bn_act_conv(x, bn, RELU, weight, None, conv, True)
-    g_mean, g_y = torch.randn_like(mean), image(N, K, SIZE, SIZE, dtype=BF16)
-    args = (g_y, g_mean, g_mean, x, bn, RELU, weight, y, mean, conv, mask)
-    return traffic(lambda: backend.bn_act_conv_backward(*args))
+    case = Case(name)
+    residual = image(N, K, case.out, case.out, dtype=BF16)
+    args = (case.x, case.weight, None, batch_norm(K), residual, RELU, case.conv)
+    measured = traffic(lambda: backend.conv_bn_add_act(*args))
+    assert_least(measured, case.least_forward() | dict.fromkeys(("residual_ptr", "out_ptr"), case.y_bytes))
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_dgrad(name: str) -> None:
-    """g_y and y once for each tap inside."""
-    x, _, weight, _, inside = conv_case(name)
-    least = dict.fromkeys(("g_y_ptr", "statistics.y"), inside * K * 2)
-    least |= {"weight_ptr": weight.nbytes * (N * SIZE**2 // TILE["BM"])}
-    assert_least(backward(name, True, False, False), least | dict.fromkeys(("x_ptr", "g_x_ptr"), x.nbytes))
+    """g_y and y once for each tap inside; of a strided filter a tile reads its phase's taps: no zero is multiplied."""
+    case = Case(name)
+    least = dict.fromkeys(("g_y_ptr", "statistics.y"), case.inside * K * 2) | {"weight_ptr": case.filters}
+    least |= dict.fromkeys(("x_ptr", "g_x_ptr"), case.x.nbytes)
+    assert_least(case.backward(True, False, False), least)
 
 
-def test_wgrad() -> None:
-    """Every image once; of the filter two shares in float32, written and read, and the sum."""
-    x, _, weight, _, _ = conv_case("1x1")
-    g_bytes, shares = N * K * SIZE**2 * 2, 2 * 4 * weight.numel()
-    least = {"g_y_ptr": g_bytes, "statistics.y": g_bytes, "x_ptr": x.nbytes}
-    assert_least(backward("1x1", False, True, False), least | {"out_ptr": shares + weight.nbytes, "rows_ptr": shares})
+@pytest.mark.parametrize("name", ["1x1", "3x3, strided"])
+def test_wgrad(name: str) -> None:
+    """The gradient once for each tap, the image for each tap inside; shares in float32 written, read, and the sum."""
+    case = Case(name)
+    least = dict.fromkeys(("g_y_ptr", "statistics.y"), case.y_bytes * case.kernel**2)
+    least |= {"x_ptr": case.inside * C * 2, "out_ptr": case.weight.nbytes}
+    if case.stride == 1:  # two shares
+        shares = 2 * 4 * case.weight.numel()
+        least |= {"out_ptr": shares + case.weight.nbytes, "rows_ptr": shares}
+    assert_least(case.backward(False, True, False), least)
+
+
+def test_output_gradient() -> None:
+    """The pass of its own before the library's convolutions."""
+    g_y, y, vector = *(image(N, K, SIZE, SIZE, dtype=BF16) for _ in range(2)), torch.rand(K)
+    measured = traffic(lambda: output_gradient(g_y, vector, vector, y, vector))
+    assert_least(measured, dict.fromkeys(("g_y_ptr", "statistics.y", "g_ptr"), y.nbytes))
 
 
 TWICE = {

@@ -1,4 +1,4 @@
-"""The fused convolution's tests again, on the kernels built with sanitizers: undefined behaviour, then races.
+"""The fused convolution's tests again, on the sanitizers' builds: undefined behaviour, races, unwritten memory.
 
 The exercises of tests/cuda_on_cpu run on these builds too; here are more types and both tiles.
 """
@@ -15,6 +15,7 @@ from cuda_on_cpu import build, cuda_emulated
 SELECTION = {
     "asan": "test_matches_stock or test_large_tile or test_inference or test_tf32_gradients",
     "tsan": "matches_stock and (grouped-tails or large and 1x1-stride2 and bfloat16 or 1x1-stride2-torch.float32)",
+    "shadow": "matches_stock",
 }
 
 

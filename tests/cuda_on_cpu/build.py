@@ -1,7 +1,7 @@
 """Builds the CUDA kernels, launchers and binding of csrc/cuda with g++ against the runtime in this folder.
 
 The result is the module ``fused_resnet._cuda``, running on the CPU. The modes are ``plain``, ``asan`` (with
-UndefinedBehaviorSanitizer) and ``tsan``.
+UndefinedBehaviorSanitizer), ``tsan``, and ``shadow``, which knows of each byte of shared memory whether it was written.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ CUDA = ROOT / "csrc" / "cuda"
 # Flags of everything that is compiled, and of the runtime where it differs: to ThreadSanitizer it must be invisible.
 _FRAMES = "-O1 -fno-omit-frame-pointer"
 _ASAN = f"{_FRAMES} -fsanitize=address,undefined -fno-sanitize-recover=undefined -DCUDA_ON_CPU_ASAN"
+# A call at each load and store, which shared_memory.cpp answers; of the stack it needs to know nothing.
+_REPORT_ACCESSES = (
+    "-fsanitize=kernel-address --param asan-instrumentation-with-call-threshold=0 --param asan-stack=0 "
+    "--param asan-globals=0"
+)
 MODES = {
     "plain": ("-O1", "-O2"),
     "asan": (_ASAN, _ASAN),
     "tsan": (f"{_FRAMES} -fsanitize=thread", f"{_FRAMES} -DCUDA_ON_CPU_TSAN"),
+    "shadow": (f"-O1 {_REPORT_ACCESSES}", "-O2 -DCUDA_ON_CPU_SHADOW"),
 }
-_SANITIZER = {"plain": "", "asan": "-fsanitize=address,undefined", "tsan": "-fsanitize=thread"}
+_SANITIZER = {"plain": "", "asan": "-fsanitize=address,undefined", "tsan": "-fsanitize=thread", "shadow": ""}
 # -fno-strict-aliasing: as nvcc. -fno-gnu-unique: several builds in one process keep apart. Unknown pragmas: unroll.
 _COMMON = (
     "-std=c++17 -g1 -fPIC -fno-gnu-unique -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas "
@@ -152,7 +158,7 @@ def load(path: Path) -> ModuleType:
 
 def environment(mode: str) -> dict[str, str]:
     """The environment of a Python that loads a module of this mode: the sanitizers' libraries first, one thread."""
-    names = {"plain": (), "asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}[mode]
+    names = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}.get(mode, ())
     libraries = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in names

@@ -83,6 +83,13 @@ __global__ void unwritten_shared(int* out) {
   out[threadIdx.x] = shared[threadIdx.x];
 }
 
+// Makes the same of it whatever it holds.
+__global__ void unwritten_shared_compared(int* out) {
+  SHARED_ARRAY(int, shared, 33);
+  shared[threadIdx.x] = 1;
+  out[threadIdx.x] = shared[threadIdx.x + 1] != 123456;
+}
+
 // Reads a copy before it is waited for, then after: the first must not be the value.
 __global__ void read_before_and_after_the_wait(int* out) {
   SHARED_ARRAY(int, shared, 64);
@@ -174,6 +181,7 @@ const Probe kProbes[] = {
     {"copy_that_nobody_waits_for", copy_that_nobody_waits_for},
     {"copy_from_a_misaligned_address", copy_from_a_misaligned_address},
     {"unwritten_shared", unwritten_shared},
+    {"unwritten_shared_compared", unwritten_shared_compared},
     {"read_before_and_after_the_wait", read_before_and_after_the_wait},
     {"shuffles_and_votes", shuffles_and_votes},
     {"handover", handover, 2},

@@ -1,4 +1,5 @@
-// Shared memory, fresh and poisoned for each block, and the asynchronous copies to it.
+// Shared memory, fresh and poisoned for each block, and the asynchronous copies to it. In a build with
+// CUDA_ON_CPU_SHADOW the kernels report each load and store, and a load of a byte that nobody wrote ends the launch.
 #include <cstring>
 #include <memory>
 
@@ -19,6 +20,8 @@ constexpr size_t kGap = 128;  // poisoned between two arrays, and after the last
 struct Arena {
   std::unique_ptr<unsigned char[]> memory;
   unsigned char* begin;
+  size_t bytes;
+  std::unique_ptr<bool[]> is_written;  // of each byte
 };
 
 struct Slot {
@@ -33,9 +36,12 @@ size_t slot_count, static_used, static_bytes, dynamic_bytes, limit_bytes;
 unsigned char poison;
 
 Arena allocate(size_t bytes) {
-  Arena arena{std::unique_ptr<unsigned char[]>(new unsigned char[bytes + kAlignment]), nullptr};
+  Arena arena{std::unique_ptr<unsigned char[]>(new unsigned char[bytes + kAlignment]), nullptr, bytes, nullptr};
   const auto address = reinterpret_cast<uintptr_t>(arena.memory.get());
   arena.begin = arena.memory.get() + (kAlignment - address % kAlignment) % kAlignment;
+#ifdef CUDA_ON_CPU_SHADOW
+  arena.is_written.reset(new bool[bytes]());
+#endif
   return arena;
 }
 
@@ -51,13 +57,27 @@ void allow([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #endif
 }
 
-void drop(Arena& arena, [[maybe_unused]] size_t bytes) {
+void drop(Arena& arena) {
   if (!arena.memory) return;
-  allow(arena.begin, bytes);
+  allow(arena.begin, arena.bytes);
 #ifdef CUDA_ON_CPU_TSAN
   kept.push_back(std::move(arena));
 #endif
-  arena.memory.reset();
+  arena = {};
+}
+
+// The shadow of a place in shared memory; null of any other. Called by kernels at each access: no template of the
+// library's here, whose code may be the kernels' instrumented one.
+bool* shadow(const void* p) {
+  for (const Arena* arena : {&static_arena, &dynamic_arena}) {
+    const size_t offset = static_cast<const unsigned char*>(p) - arena->begin;
+    if (arena->is_written && offset < arena->bytes) return arena->is_written.get() + offset;
+  }
+  return nullptr;
+}
+
+void mark(const void* p, size_t bytes, bool is_written) {
+  if (bool* at = shadow(p)) std::memset(at, is_written, bytes);
 }
 
 }  // namespace
@@ -90,8 +110,8 @@ void begin_shared(size_t dynamic, size_t limit, unsigned char poison_byte) {
 }
 
 void end_shared() {
-  drop(static_arena, kStaticLimitBytes + kGap * 32);
-  drop(dynamic_arena, dynamic_bytes + kGap);
+  drop(static_arena);
+  drop(dynamic_arena);
 }
 
 void end_grid_shared() {
@@ -130,6 +150,7 @@ void cp_async(void* shared, const void* global, unsigned bytes, unsigned valid_b
   thread->copies[thread->copy_count++] = {shared, global, bytes, valid_bytes};
   // Undefined until waited for. memset is seen by the sanitizers: a write here, another where the copy lands.
   std::memset(shared, 0xff, bytes);
+  mark(shared, bytes, false);
 }
 
 void cp_async_commit() {
@@ -146,6 +167,7 @@ void cp_async_wait(unsigned pending) {
     const Copy& copy = thread->copies[i];
     std::memcpy(copy.shared, copy.global, copy.valid_bytes);
     std::memset(static_cast<unsigned char*>(copy.shared) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
+    mark(copy.shared, copy.bytes, true);
   }
   for (unsigned i = copies; i < thread->copy_count; ++i) thread->copies[i - copies] = thread->copies[i];
   for (unsigned i = groups; i < thread->group_count; ++i)
@@ -153,5 +175,40 @@ void cp_async_wait(unsigned pending) {
   thread->copy_count -= copies;
   thread->group_count -= groups;
 }
+
+#ifdef CUDA_ON_CPU_SHADOW
+namespace {
+
+void check_written(const void* p, size_t bytes) {
+  const bool* at = shadow(p);
+  if (!at) return;
+  for (size_t i = 0; i < bytes; ++i) {
+    if (!at[i]) fail("a load of %zu bytes of shared memory, of which nobody wrote byte %zu", bytes, i);
+  }
+}
+
+}  // namespace
+
+// What GCC calls at each access of a kernel under -fsanitize=kernel-address, which brings no runtime of its own.
+#define CUDA_ON_CPU_ACCESS(bytes)                               \
+  extern "C" void __asan_load##bytes##_noabort(const void* p) { \
+    check_written(p, bytes);                                    \
+  }                                                             \
+  extern "C" void __asan_store##bytes##_noabort(void* p) {      \
+    mark(p, bytes, true);                                       \
+  }
+CUDA_ON_CPU_ACCESS(1)
+CUDA_ON_CPU_ACCESS(2)
+CUDA_ON_CPU_ACCESS(4)
+CUDA_ON_CPU_ACCESS(8)
+CUDA_ON_CPU_ACCESS(16)
+extern "C" void __asan_loadN_noabort(const void* p, size_t bytes) {
+  check_written(p, bytes);
+}
+extern "C" void __asan_storeN_noabort(void* p, size_t bytes) {
+  mark(p, bytes, true);
+}
+extern "C" void __asan_handle_no_return() {}
+#endif
 
 }  // namespace cuda_on_cpu

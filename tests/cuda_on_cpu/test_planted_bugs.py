@@ -17,7 +17,7 @@ from fused_resnet.backends.cuda import native
 
 def report(families: Iterable[str], mode: str, module: Path) -> str:
     """What exercises have to say on this module; "" where all is well. Sanitizers need a process of their own."""
-    if mode == "plain":
+    if mode in ("plain", "shadow"):
         native.serve("cpu", build.load(module))
         try:
             for family in families:
@@ -44,6 +44,12 @@ def test_is_caught(name: str) -> None:
     bug = BUGS[name]
     module = build.build_planted(bug, cuda_emulated.FOLDER)
     assert re.search(bug.report, report([bug.exercise], bug.mode, module))
+
+
+def test_what_the_shadow_catches_no_result_tells() -> None:
+    cuda_emulated.ensure()
+    bug = BUGS["conv-channels-that-nobody-wrote"]._replace(mode="plain")
+    assert report([bug.exercise], bug.mode, build.build_planted(bug, cuda_emulated.FOLDER)) == ""
 
 
 @pytest.mark.parametrize("mode", build.MODES)

@@ -62,6 +62,19 @@ def test_unwritten_shared_memory_differs_by_seed(module: ModuleType, monkeypatch
     assert seen == {-1, 0x7F7F7F7F}
 
 
+@pytest.mark.parametrize("probe", ["unwritten_shared", "unwritten_shared_compared", "read_before_and_after_the_wait"])
+def test_the_shadow_knows_what_nobody_wrote(probe: str) -> None:
+    """Whatever a kernel makes of it, and of a copy's target until the copy is waited for."""
+    module = build.load(probes("shadow"))
+    with pytest.raises(RuntimeError, match=r"a load of 4 bytes of shared memory, of which nobody wrote byte 0"):
+        module.run(probe)
+    assert all(module.run("shuffles_and_votes")[:32])
+
+
+def test_poison_does_not_see_what_a_comparison_hides(module: ModuleType) -> None:
+    assert all(module.run("unwritten_shared_compared")[:32])
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "tf32"])
 def test_tensor_core_product(module: ModuleType, name: str) -> None:
     depth, tolerance = (8, 1e-3) if name == "tf32" else (16, 1e-6)

@@ -1,4 +1,4 @@
-"""The op tests again, on the kernels built with sanitizers: memory and undefined behaviour, then races."""
+"""The op tests again, on the kernels built with sanitizers: memory and undefined behaviour, races, unwritten memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _PLAIN = "cuda_emulated and not emulated-fused and not emulated-tf32 and "
 SELECTIONS = {
     "asan": _PLAIN + "(test_matches_stock or test_parts_and_activations) and not 130",
     "tsan": _PLAIN + "test_matches_stock and not 130 and not contiguous and not sliced",
+    "shadow": _PLAIN + "test_matches_stock and not 130",
 }
 FILES = ("test_bn_add_act.py", "test_bn_act_max_pool.py", "test_bn_act_conv.py")
 

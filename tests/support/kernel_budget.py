@@ -32,6 +32,8 @@ _LAUNCHES = (
     (r"conv_wgrad_kernel<.*,128,128,", 256, 78336),
     (r"", 256, 0),
 )
+# What the names of kernels say that move 16 bytes at a time: several lanes a pack, or whole chunks.
+_VECTOR_PATH = re.compile(r"Columns<[248],|ConvTraits<.*true>>$|conv_finish_wgrad_kernel<\w+,true>$")
 
 
 def launch_of(kernel: str) -> tuple[int, int]:
@@ -71,6 +73,11 @@ def _violations(arch: str, kernel: str, used: Usage, budget: Mapping[str, Mappin
             yield f"{where}: at most a scalar load for 16 bytes stored, got {loads} for {stores}"
         if "fma" not in kernel and not used.tensor_core:
             yield f"{where}: tensor cores, got none"
+    if _VECTOR_PATH.search(kernel):
+        if not used.vector_loads and not used.async_copies:
+            yield f"{where}: loads of 128 bits, got none"
+        if not used.vector_stores and not kernel.startswith("channel_statistics_kernel"):  # which stores vectors alone
+            yield f"{where}: stores of 128 bits, got none"
     if kernel not in budget:
         yield f"{where}: not in the budget: python -m support.kernel_budget MODULE adds it"
         return

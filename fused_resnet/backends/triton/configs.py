@@ -25,11 +25,11 @@ class Config(NamedTuple):
 POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (1024, 2))
 
 # Tiles of a matrix product, BM x BN x BK, warps and stages, by the bytes of an element. 8 to 32 values of a tile a
-# thread: the epilogues hold as many of x, and with 64 of each they would spill. float32 without TF32 is multiplied in
-# registers: smaller, and one alone, since every other size spilled somewhere.
+# thread: the epilogues hold as many of x, and with 64 of each they would spill. float32 is smaller: without TF32 it is
+# multiplied in registers, and every other size that was tried spilled somewhere.
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 3)),
-    4: ((64, 32, 32, 4, 3),),
+    4: ((64, 32, 32, 4, 3), (32, 64, 32, 4, 3)),
 }
 
 # Programs at most, in a column of channels, that leave a row of partial results; each walks as many tiles as needed.

@@ -5,7 +5,8 @@ With m = (n, h, w) a pixel of x, oh = (h + padding - r dilation) / stride where 
     p[m, c] = act'(norm(x)) sum over r, s, k of g[pixel(m, r, s), k] weight[k, r, s, c];  g_x = scale p
     s = sum p;  t = sum p (x - mean)
 
-A program computes BM x BN of g_x, walking taps x output channels BK at a time; g is made while loading.
+Which taps divide depends on h and w modulo the stride, the phase of a pixel, alone. A program computes BM x BN of g_x,
+pixels of one phase, walking the phase's taps x output channels BK at a time; g is made while loading.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..arguments import Activation, BatchNorm, Conv
 from .channel_sums import norm_gradients
-from .conv_geometry import filter_krsc, geometry
+from .conv_geometry import Phases, filter_krsc, geometry
 from .elementwise import activate_derivative, apply_norm, norm_vectors
 from .launch import ceil_div, dense_norm, float32_precision, launch
 from .output_gradient import Statistics, load_gradient
@@ -27,45 +28,11 @@ __all__ = ["conv_dgrad"]
 
 
 @triton.jit
-def dgrad_tile(
-    g_y_ptr,  # [N, OH, OW, groups K]
-    statistics,  # Statistics of pointers, or None
-    weight_ptr,  # [groups K, R, S, C]
-    size,  # Geometry
-    m,  # [BM], pixels of x
-    m_ok,  # [BM]
-    group,
-    c,  # [BN], channels of the group
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """The gradient of u [BM, BN] in float32."""
-    bottom = m // size.W % size.H + size.padding_h
-    right = m % size.W + size.padding_w
-    image = (m // (size.W * size.H)).to(tl.int64)
-    steps = tl.cdiv(size.K, BK)
-    taps = size.R * size.S
-    g_u = tl.zeros([BM, BN], tl.float32)
-    for i in range(taps * steps):
-        tap = i // steps
-        k = (i % steps) * BK + tl.arange(0, BK)
-        k_ok = k < size.K
-        k += group * size.K
-        h = bottom - tap // size.S * size.dilation_h
-        w = right - tap % size.S * size.dilation_w
-        oh = h // size.stride_h
-        ow = w // size.stride_w
-        divides = (oh * size.stride_h == h) & (ow * size.stride_w == w)
-        inside = m_ok & divides & (h >= 0) & (oh < size.OH) & (w >= 0) & (ow < size.OW)
-        pixel = (image * size.OH + oh) * size.OW + ow
-        offsets = (pixel * (size.K * size.groups))[:, None] + k[None, :]
-        g = load_gradient(g_y_ptr, statistics, offsets, inside[:, None] & k_ok[None, :], k, k_ok)
-        row = weight_ptr + (k.to(tl.int64) * taps + tap) * size.C
-        b = tl.load(row[:, None] + c[None, :], mask=k_ok[:, None] & (c < size.C)[None, :], other=0.0)
-        g_u = tl.dot(g, b, g_u, input_precision=PRECISION)
-    return g_u
+def taps_of_phase(phase, phases, padding, R):
+    """The first of the taps that reach a phase, and how many there are."""
+    shifted = phase + padding
+    first = tl.where(shifted % phases.divisor == 0, shifted // phases.divisor * phases.inverse % phases.step, R)
+    return first, (R - first + phases.step - 1) // phases.step
 
 
 @triton.jit
@@ -76,9 +43,11 @@ def conv_dgrad_kernel(
     x_ptr,  # [N, H, W, groups C]
     bn,  # BatchNorm of pointers to [groups C], or None
     g_x_ptr,  # [N, H, W, groups C]
-    sums_ptr,  # [tiles, 2, groups C]: s and t; None without a norm
+    sums_ptr,  # [tiles and phases, 2, groups C]: s and t; None without a norm
     size,  # Geometry
-    M,  # N H W
+    phases_h,  # Phases
+    phases_w,  # Phases
+    N,
     slope,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,22 +57,50 @@ def conv_dgrad_kernel(
 ):
     blocks = tl.cdiv(size.C, BN)
     column = tl.program_id(0) % (blocks * size.groups)
-    tile = tl.program_id(0) // (blocks * size.groups)
+    part = tl.program_id(0) // (blocks * size.groups)
     group = column // blocks
-    m = tile * BM + tl.arange(0, BM)
+    phase = part % (phases_h.count * phases_w.count)
+    phase_h = phase // phases_w.count
+    phase_w = phase % phases_w.count
+    rows = tl.cdiv(size.H - phase_h, size.stride_h)
+    lines = tl.cdiv(size.W - phase_w, size.stride_w)
+    m = part // (phases_h.count * phases_w.count) * BM + tl.arange(0, BM)
+    m_ok = m < N * rows * lines
+    image = (m // (rows * lines)).to(tl.int64)
+    row = m // lines % rows  # h = phase_h + row stride_h
+    line = m % lines  # w = phase_w + line stride_w
     c = (column % blocks) * BN + tl.arange(0, BN)
-    p = dgrad_tile(g_y_ptr, statistics, weight_ptr, size, m, m < M, group, c, PRECISION, BM, BN, BK)
     c_ok = c < size.C
+    first_r, taps_r = taps_of_phase(phase_h, phases_h, size.padding_h, size.R)
+    first_s, taps_s = taps_of_phase(phase_w, phases_w, size.padding_w, size.S)
+    steps = tl.cdiv(size.K, BK)
+    p = tl.zeros([BM, BN], tl.float32)
+    for i in range(taps_r * taps_s * steps):
+        tap = i // steps
+        k = (i % steps) * BK + tl.arange(0, BK)
+        k_ok = k < size.K
+        k += group * size.K
+        r = first_r + tap // taps_s * phases_h.step
+        s = first_s + tap % taps_s * phases_w.step
+        oh = row + (phase_h + size.padding_h - r * size.dilation_h) // size.stride_h
+        ow = line + (phase_w + size.padding_w - s * size.dilation_w) // size.stride_w
+        inside = m_ok & (oh >= 0) & (oh < size.OH) & (ow >= 0) & (ow < size.OW)
+        offsets = (((image * size.OH + oh) * size.OW + ow) * (size.K * size.groups))[:, None] + k[None, :]
+        g = load_gradient(g_y_ptr, statistics, offsets, inside[:, None] & k_ok[None, :], k, k_ok)
+        weight_row = weight_ptr + ((k.to(tl.int64) * size.R + r) * size.S + s) * size.C
+        b = tl.load(weight_row[:, None] + c[None, :], mask=k_ok[:, None] & c_ok[None, :], other=0.0)
+        p = tl.dot(g, b, p, input_precision=PRECISION)
     c += group * size.C
     channels = size.C * size.groups
-    offsets = (m.to(tl.int64) * channels)[:, None] + c[None, :]
-    mask = (m < M)[:, None] & c_ok[None, :]
+    pixel = (image * size.H + phase_h + row * size.stride_h) * size.W + phase_w + line * size.stride_w
+    offsets = (pixel * channels)[:, None] + c[None, :]
+    mask = m_ok[:, None] & c_ok[None, :]
     if (bn is not None) or ACTIVATION != "identity":
         mean, scale, shift = norm_vectors(bn, c, c_ok)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         p = tl.where(mask, p * activate_derivative(apply_norm(x, bn, mean, scale, shift), slope, ACTIVATION), 0.0)
         if bn is not None:
-            out = sums_ptr + tile.to(tl.int64) * 2 * channels + c
+            out = sums_ptr + part.to(tl.int64) * 2 * channels + c
             tl.store(out, tl.sum(p, 0), mask=c_ok)
             tl.store(out + channels, tl.sum(p * (x - mean[None, :]), 0), mask=c_ok)
             p *= scale[None, :]
@@ -121,13 +118,15 @@ def conv_dgrad(
 ) -> tuple[Tensor, Tensor | None]:
     """g_x [N, C, H, W] and g_bn [4, C]."""
     size, g_x, bn = geometry(x, weight, conv), torch.empty_like(x), dense_norm(bn)
-    pixels, channels = x.numel() // x.shape[1], x.shape[1]
     config = product("conv_dgrad", x, weight, conv)
-    tiles = ceil_div(pixels, config.tile["BM"])
-    sums = None if bn is None else torch.empty(tiles, 2, channels, dtype=torch.float32, device=x.device)
+    phases_h = Phases.of(size.H, size.stride_h, size.dilation_h)
+    phases_w = Phases.of(size.W, size.stride_w, size.dilation_w)
+    pixels = x.shape[0] * ceil_div(size.H, size.stride_h) * ceil_div(size.W, size.stride_w)  # of the largest phase
+    parts = ceil_div(pixels, config.tile["BM"]) * phases_h.count * phases_w.count
+    sums = None if bn is None else torch.empty(parts, 2, x.shape[1], dtype=torch.float32, device=x.device)
     launch(
         conv_dgrad_kernel,
-        tiles * size.groups * ceil_div(size.C, config.tile["BN"]),
+        parts * size.groups * ceil_div(size.C, config.tile["BN"]),
         x.device,
         config,
         g_y,
@@ -138,7 +137,9 @@ def conv_dgrad(
         g_x,
         sums,
         size,
-        pixels,
+        phases_h,
+        phases_w,
+        x.shape[0],
         activation.negative_slope,
         ACTIVATION=activation.name,
         PRECISION=float32_precision(x),

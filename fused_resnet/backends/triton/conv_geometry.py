@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import Conv
 
-__all__ = ["Geometry", "empty_output", "filter_krsc", "geometry"]
+__all__ = ["Geometry", "Phases", "empty_output", "filter_krsc", "geometry"]
 
 
 class Geometry(NamedTuple):
@@ -45,6 +46,28 @@ def _geometry(x_shape: torch.Size, weight_shape: torch.Size, conv: Conv) -> Geom
     return Geometry(
         height, width, c, *output, k // conv.groups, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups
     )
+
+
+class Phases(NamedTuple):
+    """Along one axis, the pixels of x that the same taps reach: phase, phase + stride, ...
+
+    Tap r reaches a phase where stride divides phase + padding - r dilation. With divisor = gcd(stride, dilation), which
+    must divide phase + padding, those are the taps first, first + step, ...: step = stride / divisor and
+    first = (phase + padding) / divisor * inverse mod step.
+    """
+
+    count: Any
+    divisor: Any
+    step: Any
+    inverse: Any  # of dilation / divisor, modulo step
+
+    @staticmethod
+    @lru_cache(4096)  # every call of a layer has the same
+    def of(size: int, stride: int, dilation: int) -> Phases:
+        """The phases of ``size`` pixels."""
+        divisor = gcd(stride, dilation)
+        step = stride // divisor
+        return Phases(min(stride, size), divisor, step, pow(dilation // divisor, -1, step))
 
 
 def filter_krsc(
