@@ -26,7 +26,8 @@ void convolve(const ConvArgs& a, const void* weight, const void* packed, const S
 
 template <class S, class InferenceSink>
 void infer(const ConvBnAddActArgs& a, const Source<S>& source, InferenceSink& sink) {
-  if (!is_pointwise_conv(a.conv.shape) || float_parts(a.conv)) return convolve<S>(a.conv, a.weight, a.packed, source, sink);
+  if (!is_pointwise_conv(a.conv.shape) || float_parts(a.conv))
+    return convolve<S>(a.conv, a.weight, a.packed, source, sink);
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
   const S* packed =
       a.packed ? static_cast<const S*>(a.packed) : packed_filter(a.conv, GatherPlan::forward(a.conv.shape), filter);

@@ -197,7 +197,8 @@ class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
   void finish(int thread, const Piece<S>& piece) override {
     this->visit_columns(piece, [&](int64_t column, const auto& first) {
       if (is_plain_)
-        return this->visit_rows(piece, column, first, [&](Vector<S> g, const auto& tile) { this->out_.store(tile, g); });
+        return this->visit_rows(piece, column, first,
+                                [&](Vector<S> g, const auto& tile) { this->out_.store(tile, g); });
       const auto bn = norm_.channels_from(first.channel);
       Vector<S> sum_p{}, sum_px{};
       this->visit_rows(piece, column, first, [&](Vector<S> g, const auto& tile) {

@@ -24,7 +24,8 @@ class MappedSource final : public Source<Accumulate<T>> {
 
   void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
     int64_t i = 0;
-    for (; channels_ < 96 && i + 4 <= count; i += 4) read_pixels<4>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
+    for (; channels_ < 96 && i + 4 <= count; i += 4)
+      read_pixels<4>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
     for (; i < count; ++i) read_pixels<1>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
   }
 

@@ -1,10 +1,10 @@
-// Images as one line of positions, for products in tile registers: neighbouring positions are the rows of a register, and
-// what a tap sees is the same line, shifted.
+// Images as one line of positions, for products in tile registers: neighbouring positions are the rows of a register,
+// and what a tap sees is the same line, shifted.
 //
-// A row of outputs takes `pitch` positions, and an image `rows_per_image` rows: enough beyond the outputs for the padding,
-// which a row shares with the next one, and an image with the next. So position p reads p + shift of the tap, for all p at
-// once, and the positions past the end of a row or image compute what nobody stores. Where a convolution has a stride,
-// the input is several lines: planes of pixels a stride apart.
+// A row of outputs takes `pitch` positions, and an image `rows_per_image` rows: enough beyond the outputs for the
+// padding, which a row shares with the next one, and an image with the next. So position p reads p + shift of the tap,
+// for all p at once, and the positions past the end of a row or image compute what nobody stores. Where a convolution
+// has a stride, the input is several lines: planes of pixels a stride apart.
 #pragma once
 
 #include <algorithm>

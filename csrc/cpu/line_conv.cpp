@@ -1,8 +1,8 @@
 // Direct convolution in tile registers: forward and dgrad, of any geometry without groups.
 //
-// A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel of
-// the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a tap
-// sees is the strip from another position on.
+// A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel
+// of the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a
+// tap sees is the strip from another position on.
 #include "line.h"
 #include "parallel.h"
 #include "tile_registers.h"
@@ -53,8 +53,7 @@ BFloat16* pack_step(const Filter<float>& f, const Tap& tap, int64_t input, int64
     if (f.output_stride == 1) {  // dgrad's
       for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
     } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
-      for (int64_t i = 0; i < inputs; i += kTileSide)
-        transpose(from + i, f.output_stride, numbers[i], kTileSide);
+      for (int64_t i = 0; i < inputs; i += kTileSide) transpose(from + i, f.output_stride, numbers[i], kTileSide);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
         for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
@@ -164,7 +163,8 @@ class LineConv {
         c.source_.read(pixel, step, n, {numbers.get(), kTileTerms, kTileTerms, chunk_numbers});
         for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
           for (int64_t i = 0; i < n; ++i)
-            split_channels(numbers.get() + chunk * chunk_numbers + i * kTileTerms, to + chunk * c.chunk_ + i * kTileTerms);
+            split_channels(numbers.get() + chunk * chunk_numbers + i * kTileTerms,
+                           to + chunk * c.chunk_ + i * kTileTerms);
       }
     }
 
@@ -200,9 +200,9 @@ class LineConv {
         const PieceRun& last = runs[run + run_count - 1];
         const Operand a{strip + static_cast<int64_t>(piece) * kPiece * kTileTerms, kTileBytes, kTileNumbers, c.part_};
         multiply_piece(a, steps, b, last.row + last.count > kTileSide, tiles > 1, sums);
-        c.sink_.finish(thread, Piece<float>{sums, kPiece, &runs[run], static_cast<int64_t>(run_count),
-                                            c.plan_.out_step_w, channel,
-                                            std::min(kPiece, c.filter_.outputs - channel)});
+        c.sink_.finish(
+            thread, Piece<float>{sums, kPiece, &runs[run], static_cast<int64_t>(run_count), c.plan_.out_step_w, channel,
+                                 std::min(kPiece, c.filter_.outputs - channel)});
       }
     }
 
@@ -240,10 +240,10 @@ class LineConv {
   int64_t chunks_, panels_;
   int64_t read_pixels_;  // at a time
   bool by_channels_;
-  int64_t rows_;                        // of the line, in a block
-  int64_t positions_;                   // of a plane's strip
-  int64_t chunk_, plane_, part_;        // elements
-  int64_t strip_size_;                  // of a thread
+  int64_t rows_;                             // of the line, in a block
+  int64_t positions_;                        // of a plane's strip
+  int64_t chunk_, plane_, part_;             // elements
+  int64_t strip_size_;                       // of a thread
   std::vector<std::vector<int64_t>> steps_;  // of each phase: where a tap's chunk begins
   float* strips_;
 };
@@ -265,8 +265,7 @@ void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads,
     for_each((filter.outputs + kPiece - 1) / kPiece, threads, [&](int, int64_t panel) {
       BFloat16* to = begin + panel * steps * kPiece * kTileTerms * kParts;
       for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
-        for (const Tap& tap : phase.taps)
-          to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
+        for (const Tap& tap : phase.taps) to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
     });
     begin += steps * step_size<kParts>(filter);
   }

@@ -60,8 +60,8 @@ inline typename VectorOf<To, N>::type convert(From v) {
   }
 }
 
-// kLanes<float> whole numbers of 16 bits or one byte as lanes of 32 bits, and back. Compilers take them apart one by one
-// where they are not told the instruction.
+// kLanes<float> whole numbers of 16 bits or one byte as lanes of 32 bits, and back. Compilers take them apart one by
+// one where they are not told the instruction.
 template <class To, class From>
 inline typename VectorOf<To, kLanes<float>>::type widen(const From* p) {
   static_assert(sizeof(To) == 4 && std::is_unsigned_v<From>);

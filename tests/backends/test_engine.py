@@ -100,9 +100,7 @@ LIMITS = dict.fromkeys(("winograd_f4", "bf16x3"), (5e-6, 5e-6, 6e-6))
 
 @pytest.mark.parametrize("channels, size", [(64, 56), (128, 28), (256, 14), (512, 7)])
 @pytest.mark.parametrize("algorithm", [*FACTORS, *LIMITS])
-def test_accuracy_on_resnet_layers(
-    algorithm: str, channels: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracy_on_resnet_layers(algorithm: str, channels: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = image(2, channels, size, size).relu()
     weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5  # He et al. 2015
     conv = Conv((1, 1), (1, 1), (1, 1), 1)

@@ -30,8 +30,7 @@ constexpr Activation kActivations[] = {Activation::identity, Activation::relu, A
 double tolerance(DType dtype, ConvAlgorithm algorithm = ConvAlgorithm::direct) {
   switch (dtype) {
     case DType::float64: return 1e-11;
-    case DType::float32:
-      return algorithm == ConvAlgorithm::direct || algorithm == ConvAlgorithm::bf16x6 ? 4e-6 : 4e-5;
+    case DType::float32: return algorithm == ConvAlgorithm::direct || algorithm == ConvAlgorithm::bf16x6 ? 4e-6 : 4e-5;
     case DType::bfloat16: return algorithm == ConvAlgorithm::bf16x1 ? 1.6e-2 : 4e-3;
     case DType::float16: return 5e-4;
   }
@@ -124,7 +123,8 @@ void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& 
   });
   compare("conv_dgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor g_x(dtype, in), g_bn(wide(dtype), 4 * s.channels);
-    kernels.conv_dgrad({conv(kernels, threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
+    kernels.conv_dgrad(
+        {conv(kernels, threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
     return Outputs{g_x, g_bn};
   });
   compare("conv_wgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
@@ -135,8 +135,8 @@ void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& 
   compare("conv_bn_add_act", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor result(dtype, out), packed(wide(dtype), kernels.conv_packed_size(conv(kernels, threads)));
     kernels.conv_pack({conv(kernels, threads), weight.data(), packed.data()});
-    kernels.conv_bn_add_act({conv(kernels, threads), activation, x.data(), weight.data(), packed.data(), out_bn.weight.data(),
-                             out_bn.args(), residual.data(), result.data()});
+    kernels.conv_bn_add_act({conv(kernels, threads), activation, x.data(), weight.data(), packed.data(),
+                             out_bn.weight.data(), out_bn.args(), residual.data(), result.data()});
     return Outputs{result};
   });
 }

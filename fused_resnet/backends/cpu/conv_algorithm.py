@@ -1,7 +1,7 @@
 """Which algorithm computes a convolution on CPU: the one table of the choice.
 
-``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists, for
-tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with float32's whole precision.
+``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists,
+for tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all of float32's bits.
 """
 
 from __future__ import annotations
