@@ -13,7 +13,7 @@ SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py t
 
 .PHONY: bench bench-timm bench-ops test sanitize neon gpu-check triton-gate sweep pictures docs lint format clean
 
-# Two rounds, to stay within three minutes on two cores, a minute of them torch.compile's first compilation;
+# Two rounds: two minutes on two cores, and 80 seconds more where torch.compile has not seen the models yet;
 # `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
 	$(BIN)/fused-resnet bench --rounds 2 --json results.json --plot results.png
