@@ -35,6 +35,8 @@ class Source {
 
   // Writes `count` pixels, each `step` after the one before. May be called from every thread.
   virtual void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const = 0;
+  // Asks for the memory that read() will read.
+  virtual void prefetch(int64_t pixel, int64_t step, int64_t count) const = 0;
   // The memory that reading these pixels will read.
   virtual void announce(int64_t pixel, int64_t count, Ahead& ahead) const = 0;
 };
@@ -80,6 +82,8 @@ class PieceSink {
 
   // Everything that comes after the convolution.
   virtual void finish(int thread, const Piece<S>& piece) = 0;
+  // Asks for the memory that finish() will read beside the sums.
+  virtual void prefetch(const Piece<S>&) const {}
   // A block of pieces, some hundred pixels, is finished: sums that would grow too long in S can be put away.
   virtual void end_block(int) {}
   // The memory that finishing these pixels will read.

@@ -10,6 +10,7 @@
 #include "parallel.h"
 #include "tile_registers.h"
 #include "workspace.h"
+#include <cstdlib>
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
@@ -22,6 +23,7 @@ constexpr int64_t kStripBytes = 256 * 1024;
 constexpr int64_t kLeastPositions = 96;
 // Numbers of a slice of packing.
 constexpr int64_t kSliceNumbers = 256;
+constexpr size_t kSlicesAhead = 2;
 
 int64_t chunks_of(const Filter<float>& filter) {
   return (filter.inputs + kTileTerms - 1) / kTileTerms;
@@ -172,6 +174,10 @@ class LineConv {
     void pack_slices(size_t count) {
       for (count = std::min(count, slices.size()); packed_slices < count; ++packed_slices) {
         const Slice& slice = slices[packed_slices];
+        if (packed_slices + kSlicesAhead < slices.size()) {
+          const Slice& soon = slices[packed_slices + kSlicesAhead];
+          if (soon.pixel >= 0) c.source_.prefetch(soon.pixel, c.plan_.in_step_w, soon.count);
+        }
         slice.pixel < 0 ? zero(slice) : read(slice);
       }
     }
@@ -195,37 +201,34 @@ class LineConv {
         }
     }
 
-    // The outputs of each piece, in runs.
+    // The outputs of each half of a piece, a register's rows, in runs.
     void locate_outputs(const Phase& phase, const Range& rows) {
       runs.clear();
       first_run.assign(1, 0);
-      const auto pieces_up_to = [&](int64_t piece) {
-        while (static_cast<int64_t>(first_run.size()) <= piece) first_run.push_back(runs.size());
+      const auto halves_up_to = [&](int64_t half) {
+        while (static_cast<int64_t>(first_run.size()) <= half) first_run.push_back(runs.size());
       };
       c.line_.each_output(phase, rows.begin, rows.end, [&](int64_t position, int64_t pixel, int64_t count) {
         for (int64_t n; count > 0; count -= n, position += n, pixel += n * c.plan_.out_step_w) {
-          n = std::min(count, kPiece - position % kPiece);
-          pieces_up_to(position / kPiece);
+          n = std::min<int64_t>(count, kTileSide - position % kTileSide);
+          halves_up_to(position / kTileSide);
           runs.push_back({position % kPiece, pixel, n});
         }
       });
-      pieces_up_to(static_cast<int64_t>(first_run.size()));
+      halves_up_to(static_cast<int64_t>(first_run.size() + 1) / 2 * 2);
     }
 
     void multiply(const std::vector<int64_t>& steps, int64_t panel, const BFloat16* packed) {
       const int64_t channel = panel * kPiece, tiles = panel_tiles(c.filter_, channel);
       const Operand b{packed, kTileBytes, kTileNumbers, tiles * kTileNumbers};
-      for (size_t piece = 0; piece + 1 < first_run.size(); ++piece) {
-        const size_t run = first_run[piece], run_count = first_run[piece + 1] - run;
-        if (run_count == 0) continue;
-        const PieceRun& last = runs[run + run_count - 1];
-        const Operand a{strip + static_cast<int64_t>(piece) * kPiece * kTileTerms, kTileBytes, kTileNumbers, c.part_};
-        float* to = sums[to_second];
-        multiply_piece(a, steps, b, last.row + last.count > kTileSide, tiles > 1, to);
+      for (size_t half = 0; half + 2 < first_run.size(); half += 2) {
+        if (first_run[half] == first_run[half + 2]) continue;
+        const Operand a{strip + static_cast<int64_t>(half) * kTileNumbers, kTileBytes, kTileNumbers, c.part_};
+        const bool is_high = first_run[half + 1] < first_run[half + 2];
+        multiply_piece(a, steps, b, is_high, tiles > 1, sums[to_second]);
         finish_rest();
+        unfinished = {sums[to_second], channel, half, half + 2};
         to_second = !to_second;
-        unfinished = {to, kPiece, &runs[run], static_cast<int64_t>(run_count), c.plan_.out_step_w, channel,
-                      std::min(kPiece, c.filter_.outputs - channel)};
       }
     }
 
@@ -248,18 +251,16 @@ class LineConv {
         multiply_steps<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
     }
 
-    // Half of the columns of the last piece.
     void finish_half() {
-      if (unfinished.columns <= 0) return;
-      Piece<float> half = unfinished;
-      half.columns = std::min<int64_t>(half.columns, kTileSide);
-      c.sink_.finish(thread, half);
-      unfinished.rows += kTileSide;
-      unfinished.channel += kTileSide;
-      unfinished.columns -= kTileSide;
+      if (unfinished.half == unfinished.end) return;
+      const size_t first = first_run[unfinished.half], count = first_run[unfinished.half + 1] - first;
+      c.sink_.finish(thread, Piece<float>{unfinished.sums, kPiece, &runs[first], static_cast<int64_t>(count),
+                                          c.plan_.out_step_w, unfinished.channel,
+                                          std::min(kPiece, c.filter_.outputs - unfinished.channel)});
+      ++unfinished.half;
     }
     void finish_rest() {
-      while (unfinished.columns > 0) finish_half();
+      while (unfinished.half < unfinished.end) finish_half();
     }
 
     const LineConv& c;
@@ -272,7 +273,11 @@ class LineConv {
     Tiles tiles;
     alignas(64) float sums[2][kPiece * kPiece];  // of the piece that is multiplied, and of the one before
     bool to_second = false;
-    Piece<float> unfinished{};  // what is left to finish of the piece before
+    struct {
+      const float* sums;
+      int64_t channel;
+      size_t half, end;
+    } unfinished{};  // what is left to do of the piece before
     std::vector<PieceRun> runs;
     std::vector<size_t> first_run;  // of each piece, and one more
   };
