@@ -22,7 +22,8 @@ struct Prefetch {
 template <class T>
 inline void prefetch(const T* from, int64_t count) {
   const char* line = reinterpret_cast<const char*>(from);
-  for (const char* end = line + count * static_cast<int64_t>(sizeof(T)); line < end; line += 64) __builtin_prefetch(line);
+  for (const char* end = line + count * static_cast<int64_t>(sizeof(T)); line < end; line += 64)
+    __builtin_prefetch(line);
 }
 
 class Ahead {

@@ -82,8 +82,6 @@ class PieceSink {
 
   // Everything that comes after the convolution.
   virtual void finish(int thread, const Piece<S>& piece) = 0;
-  // Asks for the memory that finish() will read beside the sums.
-  virtual void prefetch(const Piece<S>&) const {}
   // A block of pieces, some hundred pixels, is finished: sums that would grow too long in S can be put away.
   virtual void end_block(int) {}
   // The memory that finishing these pixels will read.

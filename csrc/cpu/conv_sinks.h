@@ -82,8 +82,8 @@ class TensorSink : public Sink<Accumulate<T>> {
     });
   }
 
-  // Calls f(column, group) for the registers of a piece's columns, two by two: 64 bytes of a row at a time would be half
-  // of what memory takes together.
+  // Calls f(column, group) for the registers of a piece's columns, two by two: 64 bytes of a row at a time would be
+  // half of what memory takes together.
   template <class F>
   static void visit_columns(const Piece<S>& piece, const F& f) {
     constexpr int N = kLanes<S>;
@@ -106,14 +106,6 @@ class TensorSink : public Sink<Accumulate<T>> {
           f(load(row + j * kLanes<S>), tile, j);
         });
     }
-  }
-
-  // Asks for a piece's place in a tensor like the output.
-  void prefetch_piece(const Piece<S>& piece, const T* tensor) const {
-    for (int64_t r = 0; r < piece.run_count; ++r)
-      for (int64_t i = 0; i < piece.runs[r].count; ++i)
-        fused_resnet::prefetch(
-            tensor + (piece.runs[r].pixel + i * piece.pixel_step) * channels_ + piece.channel, piece.columns);
   }
 
   int64_t channels_;
@@ -245,10 +237,6 @@ class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
     });
   }
 
-  void prefetch(const Piece<S>& piece) const override {
-    if (!is_plain_) this->prefetch_piece(piece, x_);
-  }
-
   void end_block(int thread) override {
     if (is_plain_) return;
     s_.flush(thread, 0);
@@ -330,10 +318,6 @@ class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>
         this->out_.store(tile, activate<A>(z, slope_));
       });
     });
-  }
-
-  void prefetch(const Piece<S>& piece) const override {
-    if (residual_) this->prefetch_piece(piece, residual_);
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {

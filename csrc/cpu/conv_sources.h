@@ -24,13 +24,15 @@ class MappedSource final : public Source<Accumulate<T>> {
 
   void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const override {
     int64_t i = 0;
-    for (; channels_ < 96 && i + 4 <= count; i += 4) read_pixels<4>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
+    for (; channels_ < 96 && i + 4 <= count; i += 4)
+      read_pixels<4>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
     for (; i < count; ++i) read_pixels<1>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
   }
 
   void prefetch(int64_t pixel, int64_t step, int64_t count) const override {
     for (const T* tensor : {first_, second_})
-      for (int64_t i = 0; tensor && i < count; ++i) fused_resnet::prefetch(tensor + (pixel + i * step) * channels_, channels_);
+      for (int64_t i = 0; tensor && i < count; ++i)
+        fused_resnet::prefetch(tensor + (pixel + i * step) * channels_, channels_);
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {

@@ -1,8 +1,8 @@
 // Direct convolution in tile registers: forward and dgrad, of any geometry without groups.
 //
-// A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel of
-// the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a tap
-// sees is the strip from another position on.
+// A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel
+// of the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a
+// tap sees is the strip from another position on.
 //
 // While the tile unit multiplies, the vector units pack the strip of the next block and finish the piece before, a few
 // hundred instructions after each step of products: as many as the processor looks ahead.
@@ -10,7 +10,6 @@
 #include "parallel.h"
 #include "tile_registers.h"
 #include "workspace.h"
-#include <cstdlib>
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
@@ -23,6 +22,7 @@ constexpr int64_t kStripBytes = 256 * 1024;
 constexpr int64_t kLeastPositions = 96;
 // Numbers of a slice of packing.
 constexpr int64_t kSliceNumbers = 256;
+// How many slices before it is packed a slice is asked for: more would fill the buffers that the products' loads need.
 constexpr size_t kSlicesAhead = 2;
 
 int64_t chunks_of(const Filter<float>& filter) {
@@ -56,8 +56,7 @@ BFloat16* pack_step(const Filter<float>& f, const Tap& tap, int64_t input, int64
     if (f.output_stride == 1) {  // dgrad's
       for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
     } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
-      for (int64_t i = 0; i < inputs; i += kTileSide)
-        transpose(from + i, f.output_stride, numbers[i], kTileSide);
+      for (int64_t i = 0; i < inputs; i += kTileSide) transpose(from + i, f.output_stride, numbers[i], kTileSide);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
         for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
@@ -251,12 +250,13 @@ class LineConv {
         multiply_steps<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
     }
 
+    // Half of the piece before, if any of it is left.
     void finish_half() {
       if (unfinished.half == unfinished.end) return;
       const size_t first = first_run[unfinished.half], count = first_run[unfinished.half + 1] - first;
-      c.sink_.finish(thread, Piece<float>{unfinished.sums, kPiece, &runs[first], static_cast<int64_t>(count),
-                                          c.plan_.out_step_w, unfinished.channel,
-                                          std::min(kPiece, c.filter_.outputs - unfinished.channel)});
+      c.sink_.finish(
+          thread, Piece<float>{unfinished.sums, kPiece, &runs[first], static_cast<int64_t>(count), c.plan_.out_step_w,
+                               unfinished.channel, std::min(kPiece, c.filter_.outputs - unfinished.channel)});
       ++unfinished.half;
     }
     void finish_rest() {
@@ -277,9 +277,9 @@ class LineConv {
       const float* sums;
       int64_t channel;
       size_t half, end;
-    } unfinished{};  // what is left to do of the piece before
+    } unfinished{};  // halves of the piece before
     std::vector<PieceRun> runs;
-    std::vector<size_t> first_run;  // of each piece, and one more
+    std::vector<size_t> first_run;  // of each half of a piece, and one more
   };
 
   const GatherPlan& plan_;
@@ -291,10 +291,10 @@ class LineConv {
   int64_t chunks_, panels_;
   int64_t slice_pixels_;
   bool by_channels_;
-  int64_t rows_;                        // of the line, in a block
-  int64_t positions_;                   // of a plane's strip
-  int64_t chunk_, plane_, part_;        // elements
-  int64_t strip_size_;                  // of a thread
+  int64_t rows_;                             // of the line, in a block
+  int64_t positions_;                        // of a plane's strip
+  int64_t chunk_, plane_, part_;             // elements
+  int64_t strip_size_;                       // in floats; a thread has two
   std::vector<std::vector<int64_t>> steps_;  // of each phase: where a tap's chunk begins
   float* strips_;
 };
@@ -316,8 +316,7 @@ void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads,
     for_each((filter.outputs + kPiece - 1) / kPiece, threads, [&](int, int64_t panel) {
       BFloat16* to = begin + panel * steps * kPiece * kTileTerms * kParts;
       for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
-        for (const Tap& tap : phase.taps)
-          to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
+        for (const Tap& tap : phase.taps) to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
     });
     begin += steps * step_size<kParts>(filter);
   }

@@ -151,7 +151,8 @@ class PieceMoments {
         n += j == 0;
       });
       if (n == 0) return;
-      columns.each([&](const auto&, auto j) { store(center + j * kLanes<S>, total[j] / broadcast(static_cast<S>(n))); });
+      columns.each(
+          [&](const auto&, auto j) { store(center + j * kLanes<S>, total[j] / broadcast(static_cast<S>(n))); });
       n = 0;
     }
     Vector<S> middle[2], first[2] = {}, second[2] = {};

@@ -15,9 +15,9 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-constexpr int kTileSide = 16;        // rows, and columns of sums, of a register
-constexpr int64_t kTileTerms = 32;   // terms of a sum in a row of a register, 64 bytes
-constexpr int64_t kTileBytes = 64;   // of a row
+constexpr int kTileSide = 16;       // rows, and columns of sums, of a register
+constexpr int64_t kTileTerms = 32;  // terms of a sum in a row of a register, 64 bytes
+constexpr int64_t kTileBytes = 64;  // of a row
 constexpr int64_t kTileNumbers = kTileSide * kTileTerms;
 
 // Eight registers. `a` has rows of 32 terms; `b` rows of pairs of terms, for 16 columns beside each other.
@@ -85,7 +85,8 @@ class Tiles {
     std::memcpy(right, data_[b], sizeof(right));
     for (int i = 0; i < kTileSide; ++i)
       for (int j = 0; j < kTileSide; ++j)
-        for (int k = 0; k < kTileTerms; ++k) total[i][j] += to_float(left[i][k]) * to_float(right[k / 2][2 * j + k % 2]);
+        for (int k = 0; k < kTileTerms; ++k)
+          total[i][j] += to_float(left[i][k]) * to_float(right[k / 2][2 * j + k % 2]);
     std::memcpy(data_[sums], total, sizeof(total));
   }
 
@@ -122,8 +123,8 @@ inline void split(const float* from, BFloat16* to, int64_t part) {
 #endif
 }
 
-// Writes 16 pairs, first[i] beside second[i], as kParts rows of bfloat16, `part` elements apart. Rounds to nearest, halves
-// away from zero.
+// Writes 16 pairs, first[i] beside second[i], as kParts rows of bfloat16, `part` elements apart. Rounds to nearest,
+// halves away from zero.
 template <int kParts>
 inline void split_pairs(const float* first, const float* second, BFloat16* to, int64_t part) {
   constexpr int N = kLanes<float>;
@@ -164,7 +165,8 @@ inline void transpose(const float* from, int64_t from_stride, float* to, int64_t
     }
     const auto wide = [](__m512 v) { return _mm512_castps_pd(v); };
     const __m512d low0 = wide(_mm512_unpacklo_ps(rows[0], rows[1])), low1 = wide(_mm512_unpacklo_ps(rows[2], rows[3]));
-    const __m512d high0 = wide(_mm512_unpackhi_ps(rows[0], rows[1])), high1 = wide(_mm512_unpackhi_ps(rows[2], rows[3]));
+    const __m512d high0 = wide(_mm512_unpackhi_ps(rows[0], rows[1])),
+                  high1 = wide(_mm512_unpackhi_ps(rows[2], rows[3]));
     float* out = to + j * to_stride;
     _mm512_storeu_pd(out, _mm512_unpacklo_pd(low0, low1));
     _mm512_storeu_pd(out + to_stride, _mm512_unpackhi_pd(low0, low1));
