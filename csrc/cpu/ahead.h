@@ -18,6 +18,14 @@ struct Prefetch {
   int64_t bytes_per_step = 0;
 };
 
+// Asks for `count` elements at once.
+template <class T>
+inline void prefetch(const T* from, int64_t count) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (const char* end = line + count * static_cast<int64_t>(sizeof(T)); line < end; line += 64)
+    __builtin_prefetch(line);
+}
+
 class Ahead {
  public:
   void clear() { *this = Ahead(); }

@@ -35,6 +35,8 @@ class Source {
 
   // Writes `count` pixels, each `step` after the one before. May be called from every thread.
   virtual void read(int64_t pixel, int64_t step, int64_t count, const Rows<S>& out) const = 0;
+  // Asks for the memory that read() will read.
+  virtual void prefetch(int64_t pixel, int64_t step, int64_t count) const = 0;
   // The memory that reading these pixels will read.
   virtual void announce(int64_t pixel, int64_t count, Ahead& ahead) const = 0;
 };

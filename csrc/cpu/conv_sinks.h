@@ -16,6 +16,21 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
+// kCount registers of columns beside each other.
+template <bool kFull, int kCount>
+struct Columns {
+  Tile<kFull> first;
+
+  // Calls f(tile, j) for each, j a constant.
+  template <class F>
+  void each(const F& f) const {
+    f(first, std::integral_constant<int, 0>{});
+    if constexpr (kCount > 1)
+      f(Tile<kFull>{first.offset + first.lanes, first.channel + first.lanes, first.lanes, first.row},
+        std::integral_constant<int, 1>{});
+  }
+};
+
 // A sink that ends in a tensor of type T. The engine writes there at once, unless the tensor's type is another or it is
 // streamed past the caches: then it writes to rows of the thread, and finish() passes them on.
 template <class T>
@@ -67,24 +82,29 @@ class TensorSink : public Sink<Accumulate<T>> {
     });
   }
 
-  // Calls f(channel, lanes) for the registers of a piece's columns; the tag says whether all lanes count.
+  // Calls f(column, group) for the registers of a piece's columns, two by two: 64 bytes of a row at a time would be
+  // half of what memory takes together.
   template <class F>
   static void visit_columns(const Piece<S>& piece, const F& f) {
     constexpr int N = kLanes<S>;
     int64_t c = 0;
-    for (; c + N <= piece.columns; c += N) f(c, Tile<true>{0, piece.channel + c, N});
-    if (c < piece.columns) f(c, Tile<false>{0, piece.channel + c, static_cast<int>(piece.columns - c)});
+    for (; c + 2 * N <= piece.columns; c += 2 * N) f(c, Columns<true, 2>{{0, piece.channel + c, N}});
+    for (; c + N <= piece.columns; c += N) f(c, Columns<true, 1>{{0, piece.channel + c, N}});
+    if (c < piece.columns) f(c, Columns<false, 1>{{0, piece.channel + c, static_cast<int>(piece.columns - c)}});
   }
 
-  // Calls f(sums, tile) for one register of columns of each row of a piece.
-  template <bool kFull, class F>
-  void visit_rows(const Piece<S>& piece, int64_t column, Tile<kFull> tile, const F& f) const {
+  // Calls f(sums, tile, j) for these columns of each row of a piece, j being the register, 0 or 1.
+  template <bool kFull, int kCount, class F>
+  void visit_rows(const Piece<S>& piece, int64_t column, const Columns<kFull, kCount>& columns, const F& f) const {
     for (int64_t r = 0; r < piece.run_count; ++r) {
       const PieceRun& run = piece.runs[r];
       const S* row = piece.rows + run.row * piece.row_stride + column;
-      tile.offset = run.pixel * channels_ + tile.channel;
-      for (int64_t i = 0; i < run.count; ++i, row += piece.row_stride, tile.offset += piece.pixel_step * channels_)
-        f(load(row), tile);
+      int64_t offset = run.pixel * channels_;
+      for (int64_t i = 0; i < run.count; ++i, row += piece.row_stride, offset += piece.pixel_step * channels_)
+        columns.each([&](auto tile, auto j) {
+          tile.offset = offset + tile.channel;
+          f(load(row + j * kLanes<S>), tile, j);
+        });
     }
   }
 
@@ -136,19 +156,21 @@ class ForwardSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> 
   }
 
   void finish(int thread, const Piece<S>& piece) override {
-    this->visit_columns(piece, [&](int64_t column, const auto& first) {
-      const Vector<S> bias = bias_ ? load(bias_ + first.channel, first.lanes) : Vector<S>{};
-      const auto store = [&](Vector<S> v, const auto& tile) {
-        v += bias;
+    this->visit_columns(piece, [&](int64_t column, const auto& columns) {
+      Vector<S> bias[2] = {};
+      if (bias_) columns.each([&](const auto& tile, auto j) { bias[j] = load(bias_ + tile.channel, tile.lanes); });
+      const auto store = [&](Vector<S> v, const auto& tile, auto j) {
+        v += bias[j];
         this->out_.store(tile, v);
         if constexpr (!std::is_same_v<T, S>) v = tile.load(this->out_.data());  // rounding included
         return v;
       };
       if (piece_sums_.empty())
-        this->visit_rows(piece, column, first, store);
+        this->visit_rows(piece, column, columns, store);
       else
-        piece_sums_[thread]->add(first.channel, [&](const auto& f) {
-          this->visit_rows(piece, column, first, [&](Vector<S> v, const auto& tile) { f(store(v, tile)); });
+        piece_sums_[thread]->add(columns, [&](const auto& f) {
+          this->visit_rows(piece, column, columns,
+                           [&](Vector<S> v, const auto& tile, auto j) { f(store(v, tile, j), j); });
         });
     });
   }
@@ -195,20 +217,23 @@ class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
   }
 
   void finish(int thread, const Piece<S>& piece) override {
-    this->visit_columns(piece, [&](int64_t column, const auto& first) {
+    this->visit_columns(piece, [&](int64_t column, const auto& columns) {
       if (is_plain_)
-        return this->visit_rows(piece, column, first,
-                                [&](Vector<S> g, const auto& tile) { this->out_.store(tile, g); });
-      const auto bn = norm_.channels_from(first.channel);
-      Vector<S> sum_p{}, sum_px{};
-      this->visit_rows(piece, column, first, [&](Vector<S> g, const auto& tile) {
-        const Vector<S> x = tile.load(x_), p = g * activate_derivative<A>(bn(x), slope_);
-        sum_p += p;
-        sum_px += p * (x - bn.mean);
-        this->out_.store(tile, p * bn.scale);
+        return this->visit_rows(piece, column, columns,
+                                [&](Vector<S> g, const auto& tile, auto) { this->out_.store(tile, g); });
+      NormVector<S> bn[2];
+      columns.each([&](const auto& tile, auto j) { bn[j] = norm_.channels_from(tile.channel); });
+      Vector<S> sum_p[2] = {}, sum_px[2] = {};
+      this->visit_rows(piece, column, columns, [&](Vector<S> g, const auto& tile, auto j) {
+        const Vector<S> x = tile.load(x_), p = g * activate_derivative<A>(bn[j](x), slope_);
+        sum_p[j] += p;
+        sum_px[j] += p * (x - bn[j].mean);
+        this->out_.store(tile, p * bn[j].scale);
       });
-      s_.add(thread, first.channel, sum_p);
-      t_.add(thread, first.channel, sum_px);
+      columns.each([&](const auto& tile, auto j) {
+        s_.add(thread, tile.channel, sum_p[j]);
+        t_.add(thread, tile.channel, sum_px[j]);
+      });
     });
   }
 
@@ -281,11 +306,14 @@ class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>
   }
 
   void finish(int, const Piece<S>& piece) override {
-    this->visit_columns(piece, [&](int64_t column, const auto& first) {
-      const auto bn = norm_.channels_from(first.channel);
-      const Vector<S> bias = bias_.channels_from(first.channel).bias;
-      this->visit_rows(piece, column, first, [&](Vector<S> v, const auto& tile) {
-        Vector<S> z = bn(v + bias);
+    this->visit_columns(piece, [&](int64_t column, const auto& columns) {
+      NormVector<S> bn[2], bias[2];
+      columns.each([&](const auto& tile, auto j) {
+        bn[j] = norm_.channels_from(tile.channel);
+        bias[j] = bias_.channels_from(tile.channel);
+      });
+      this->visit_rows(piece, column, columns, [&](Vector<S> v, const auto& tile, auto j) {
+        Vector<S> z = bn[j](v + bias[j].bias);
         if (residual_) z += tile.load(residual_);
         this->out_.store(tile, activate<A>(z, slope_));
       });

@@ -29,6 +29,12 @@ class MappedSource final : public Source<Accumulate<T>> {
     for (; i < count; ++i) read_pixels<1>((pixel + i * step) * channels_, step * channels_, out.from_row(i));
   }
 
+  void prefetch(int64_t pixel, int64_t step, int64_t count) const override {
+    for (const T* tensor : {first_, second_})
+      for (int64_t i = 0; tensor && i < count; ++i)
+        fused_resnet::prefetch(tensor + (pixel + i * step) * channels_, channels_);
+  }
+
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
     for (const T* tensor : {first_, second_})
       if (tensor) ahead.add(tensor + pixel * channels_, count * channels_ * static_cast<int64_t>(sizeof(T)));
@@ -76,6 +82,10 @@ class PlainSource final : public Source<S> {
     }
     const auto value = [x = x_](int64_t) { return [x](const auto& tile) { return tile.load(x); }; };
     MappedSource<S, decltype(value)>(channels_, value, x_).read(pixel, step, count, out);
+  }
+
+  void prefetch(int64_t pixel, int64_t step, int64_t count) const override {
+    for (int64_t i = 0; i < count; ++i) fused_resnet::prefetch(x_ + (pixel + i * step) * channels_, channels_);
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {

@@ -3,6 +3,9 @@
 // A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel
 // of the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a
 // tap sees is the strip from another position on.
+//
+// While the tile unit multiplies, the vector units pack the strip of the next block and finish the piece before, a few
+// hundred instructions after each step of products: as many as the processor looks ahead.
 #include "line.h"
 #include "parallel.h"
 #include "tile_registers.h"
@@ -17,10 +20,10 @@ constexpr int64_t kPiece = 2 * kTileSide;  // positions, and columns of a panel
 // Of L2, for a block's strip; a deep one takes more, so that the filter goes by less often.
 constexpr int64_t kStripBytes = 256 * 1024;
 constexpr int64_t kLeastPositions = 96;
-// Bytes that a step of a product asks for at most; it takes 200 cycles or more.
-constexpr int64_t kMostAhead = 2048;
-// Numbers read from the source at a time, of L1.
-constexpr int64_t kReadNumbers = 4096;
+// Numbers of a slice of packing.
+constexpr int64_t kSliceNumbers = 256;
+// How many slices before it is packed a slice is asked for: more would fill the buffers that the products' loads need.
+constexpr size_t kSlicesAhead = 2;
 
 int64_t chunks_of(const Filter<float>& filter) {
   return (filter.inputs + kTileTerms - 1) / kTileTerms;
@@ -78,7 +81,7 @@ class LineConv {
         line_(plan),
         chunks_(chunks_of(filter)),
         panels_((filter.outputs + kPiece - 1) / kPiece),
-        read_pixels_(std::clamp<int64_t>(kReadNumbers / (chunks_ * kTileTerms), 4, 64)) {
+        slice_pixels_(std::clamp<int64_t>(kSliceNumbers / (chunks_ * kTileTerms), 1, 4)) {
     const int64_t position_bytes = kParts * line_.planes() * chunks_ * kTileBytes;
     const int64_t fitting = std::max(kStripBytes / position_bytes, kLeastPositions) / line_.pitch();
     // Few positions: each thread computes a share of the channels, so that it reads a share of the filter.
@@ -90,7 +93,7 @@ class LineConv {
     plane_ = chunks_ * chunk_;
     part_ = line_.planes() * plane_;
     strip_size_ = kParts * part_ / 2;  // in floats
-    strips_ = workspace<float>(Slot::strips, strip_size_ * threads);
+    strips_ = workspace<float>(Slot::strips, 2 * strip_size_ * threads);
     for (const Phase& phase : plan.phases) {
       std::vector<int64_t>& steps = steps_.emplace_back();
       for (int64_t c = 0; c < chunks_; ++c)  // a chunk's strip stays in L1 for all taps
@@ -103,132 +106,180 @@ class LineConv {
     Worker worker(*this, part);
     const Range rows = by_channels_ ? Range{0, line_.rows()} : share(line_.rows(), part, parts);
     const Range panels = by_channels_ ? share(panels_, part, parts) : Range{0, panels_};
-    for (int64_t row = rows.begin; row < rows.end; row += rows_) {
-      const int64_t end = std::min(row + rows_, rows.end);
-      worker.run({row, end}, {end, std::min(end + rows_, rows.end)}, panels);
-    }
+    const auto block = [&](int64_t row) { return Range{row, std::min(row + rows_, rows.end)}; };
+    worker.pack(block(rows.begin));
+    for (int64_t row = rows.begin; row < rows.end; row += rows_) worker.run(block(row), block(row + rows_), panels);
   }
 
  private:
+  // Some pixels of a strip, or zeros where `pixel` is -1.
+  struct Slice {
+    BFloat16* to;
+    int64_t pixel, count;
+  };
+
   struct Worker {
     Worker(const LineConv& conv, int thread)
-        : c(conv),
-          thread(thread),
-          strip(reinterpret_cast<BFloat16*>(conv.strips_ + thread * conv.strip_size_)),
-          numbers(conv.chunks_ * conv.read_pixels_ * kTileTerms) {}
+        : c(conv), thread(thread), numbers(conv.chunks_ * conv.slice_pixels_ * kTileTerms) {
+      auto* begin = reinterpret_cast<BFloat16*>(conv.strips_ + 2 * thread * conv.strip_size_);
+      strip = begin;
+      next_strip = begin + 2 * conv.strip_size_;
+    }
 
-    // The outputs of these rows; those of `next` are the next to come.
+    // The strip of the first block.
+    void pack(const Range& rows) {
+      plan_packing(rows, 1);
+      pack_slices(slices.size());
+    }
+
+    // The outputs of these rows, whose strip is packed; meanwhile packs that of `next`.
     void run(const Range& rows, const Range& next, const Range& panels) {
-      c.line_.each_stretch(rows.begin, rows.end, [&](int64_t plane, int64_t position, int64_t pixel, int64_t count) {
-        BFloat16* to = strip + plane * c.plane_ + position * kTileTerms;
-        pixel < 0 ? zero(to, count) : read(to, pixel, count);
-      });
-      announce(rows, next, panels);
+      std::swap(strip, next_strip);
+      int64_t steps = 0;
+      for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
+      steps *= ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece * (panels.end - panels.begin);
+      plan_packing(next, steps);
       const BFloat16* packed = c.packed_;
       for (size_t phase = 0; phase < c.steps_.size(); ++phase) {
         locate_outputs(c.plan_.phases[phase], rows);
-        const auto steps = static_cast<int64_t>(c.steps_[phase].size());
+        const auto count = static_cast<int64_t>(c.steps_[phase].size());
         for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-          multiply(c.steps_[phase], panel, packed + panel * steps * kPiece * kTileTerms * kParts);
-        packed += steps * step_size<kParts>(c.filter_);
+          multiply(c.steps_[phase], panel, packed + panel * count * kPiece * kTileTerms * kParts);
+        finish_rest();
+        packed += count * step_size<kParts>(c.filter_);
       }
+      pack_slices(slices.size());
       c.sink_.end_block(thread);
     }
 
-    // What the next block will read, to be asked for during this one's products.
-    void announce(const Range& rows, const Range& next, const Range& panels) {
-      ahead.clear();
-      if (next.begin == next.end) return;
-      const Range inputs = c.line_.input_rows(next), outputs = c.line_.output_rows(next);
-      const int64_t in_width = c.plan_.in_width, out_width = c.plan_.out_width;
-      c.source_.announce(inputs.begin * in_width, (inputs.end - inputs.begin) * in_width, ahead);
-      c.sink_.announce(outputs.begin * out_width, (outputs.end - outputs.begin) * out_width, ahead);
-      int64_t steps = 0;
-      for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
-      const int64_t pieces = ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece;
-      ahead.spread(pieces * (panels.end - panels.begin) * steps, kMostAhead);
+    // Cuts a block's strip into slices, to be packed within so many steps.
+    void plan_packing(const Range& rows, int64_t steps) {
+      slices.clear();
+      packed_slices = 0;
+      due_slices = 0;
+      if (rows.begin >= rows.end) return;
+      c.line_.each_stretch(rows.begin, rows.end, [&](int64_t plane, int64_t position, int64_t pixel, int64_t count) {
+        BFloat16* to = next_strip + plane * c.plane_ + position * kTileTerms;
+        if (pixel < 0) return slices.push_back({to, pixel, count});
+        for (int64_t n; count > 0; count -= n, pixel += n * c.plan_.in_step_w, to += n * kTileTerms) {
+          n = std::min(count, c.slice_pixels_);
+          slices.push_back({to, pixel, n});
+        }
+      });
+      slices_per_step = static_cast<double>(slices.size()) / static_cast<double>(steps);
     }
 
-    void zero(BFloat16* to, int64_t count) const {
-      for (int part = 0; part < kParts; ++part)
-        for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
-          std::memset(to + part * c.part_ + chunk * c.chunk_, 0, count * kTileBytes);
-    }
-
-    // Splits pixels; a chunk's missing channels stay zero in `numbers`.
-    void read(BFloat16* to, int64_t pixel, int64_t count) const {
-      const int64_t step = c.plan_.in_step_w, chunk_numbers = c.read_pixels_ * kTileTerms;
-      for (int64_t n; count > 0; count -= n, pixel += n * step, to += n * kTileTerms) {
-        n = std::min(count, c.read_pixels_);
-        c.source_.read(pixel, step, n, {numbers.get(), kTileTerms, kTileTerms, chunk_numbers});
-        for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
-          for (int64_t i = 0; i < n; ++i)
-            split_channels(numbers.get() + chunk * chunk_numbers + i * kTileTerms,
-                           to + chunk * c.chunk_ + i * kTileTerms);
+    // Packs the first `count` slices, as far as they have not been.
+    void pack_slices(size_t count) {
+      for (count = std::min(count, slices.size()); packed_slices < count; ++packed_slices) {
+        const Slice& slice = slices[packed_slices];
+        if (packed_slices + kSlicesAhead < slices.size()) {
+          const Slice& soon = slices[packed_slices + kSlicesAhead];
+          if (soon.pixel >= 0) c.source_.prefetch(soon.pixel, c.plan_.in_step_w, soon.count);
+        }
+        slice.pixel < 0 ? zero(slice) : read(slice);
       }
     }
 
-    // A row of a register: channels i and 16 + i side by side, as the filter has them.
-    void split_channels(const float* from, BFloat16* to) const {
-      split_pairs<kParts>(from, from + kTileSide, to, c.part_);
+    void zero(const Slice& slice) const {
+      for (int part = 0; part < kParts; ++part)
+        for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
+          std::memset(slice.to + part * c.part_ + chunk * c.chunk_, 0, slice.count * kTileBytes);
     }
 
-    // The outputs of each piece, in runs.
+    // Splits pixels; a chunk's missing channels stay zero in `numbers`. A row of a register has channels i and 16 + i
+    // side by side, as the filter has them.
+    void read(const Slice& slice) const {
+      const int64_t chunk_numbers = c.slice_pixels_ * kTileTerms;
+      c.source_.read(slice.pixel, c.plan_.in_step_w, slice.count,
+                     {numbers.get(), kTileTerms, kTileTerms, chunk_numbers});
+      for (int64_t chunk = 0; chunk < c.chunks_; ++chunk)
+        for (int64_t i = 0; i < slice.count; ++i) {
+          const float* from = numbers.get() + chunk * chunk_numbers + i * kTileTerms;
+          split_pairs<kParts>(from, from + kTileSide, slice.to + chunk * c.chunk_ + i * kTileTerms, c.part_);
+        }
+    }
+
+    // The outputs of each half of a piece, a register's rows, in runs.
     void locate_outputs(const Phase& phase, const Range& rows) {
       runs.clear();
       first_run.assign(1, 0);
-      const auto pieces_up_to = [&](int64_t piece) {
-        while (static_cast<int64_t>(first_run.size()) <= piece) first_run.push_back(runs.size());
+      const auto halves_up_to = [&](int64_t half) {
+        while (static_cast<int64_t>(first_run.size()) <= half) first_run.push_back(runs.size());
       };
       c.line_.each_output(phase, rows.begin, rows.end, [&](int64_t position, int64_t pixel, int64_t count) {
         for (int64_t n; count > 0; count -= n, position += n, pixel += n * c.plan_.out_step_w) {
-          n = std::min(count, kPiece - position % kPiece);
-          pieces_up_to(position / kPiece);
+          n = std::min<int64_t>(count, kTileSide - position % kTileSide);
+          halves_up_to(position / kTileSide);
           runs.push_back({position % kPiece, pixel, n});
         }
       });
-      pieces_up_to(static_cast<int64_t>(first_run.size()));
+      halves_up_to(static_cast<int64_t>(first_run.size() + 1) / 2 * 2);
     }
 
     void multiply(const std::vector<int64_t>& steps, int64_t panel, const BFloat16* packed) {
-      alignas(64) float sums[kPiece * kPiece];
       const int64_t channel = panel * kPiece, tiles = panel_tiles(c.filter_, channel);
       const Operand b{packed, kTileBytes, kTileNumbers, tiles * kTileNumbers};
-      for (size_t piece = 0; piece + 1 < first_run.size(); ++piece) {
-        const size_t run = first_run[piece], run_count = first_run[piece + 1] - run;
-        if (run_count == 0) continue;
-        const PieceRun& last = runs[run + run_count - 1];
-        const Operand a{strip + static_cast<int64_t>(piece) * kPiece * kTileTerms, kTileBytes, kTileNumbers, c.part_};
-        multiply_piece(a, steps, b, last.row + last.count > kTileSide, tiles > 1, sums);
-        c.sink_.finish(
-            thread, Piece<float>{sums, kPiece, &runs[run], static_cast<int64_t>(run_count), c.plan_.out_step_w, channel,
-                                 std::min(kPiece, c.filter_.outputs - channel)});
+      for (size_t half = 0; half + 2 < first_run.size(); half += 2) {
+        if (first_run[half] == first_run[half + 2]) continue;
+        const Operand a{strip + static_cast<int64_t>(half) * kTileNumbers, kTileBytes, kTileNumbers, c.part_};
+        const bool is_high = first_run[half + 1] < first_run[half + 2];
+        multiply_piece(a, steps, b, is_high, tiles > 1, sums[to_second]);
+        finish_rest();
+        unfinished = {sums[to_second], channel, half, half + 2};
+        to_second = !to_second;
       }
     }
 
     void multiply_piece(const Operand& a, const std::vector<int64_t>& steps, const Operand& b, bool is_high,
-                        bool is_wide, float* sums) {
+                        bool is_wide, float* to) {
       const auto count = static_cast<int64_t>(steps.size());
       const int64_t b_step = kParts * b.part;
-      const Prefetch soon = ahead.take(count);
+      const auto meanwhile = [this, second = count / 2](int64_t k) {
+        if (k == 0 || k == second) finish_half();
+        due_slices += slices_per_step;
+        pack_slices(static_cast<size_t>(due_slices));
+      };
       if (is_high && is_wide)
-        multiply_registers<kParts, 2, 2>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+        multiply_steps<kParts, 2, 2>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
       else if (is_high)
-        multiply_registers<kParts, 2, 1>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+        multiply_steps<kParts, 2, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
       else if (is_wide)
-        multiply_registers<kParts, 1, 2>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+        multiply_steps<kParts, 1, 2>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
       else
-        multiply_registers<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, sums, kPiece, false, soon);
+        multiply_steps<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
+    }
+
+    // Half of the piece before, if any of it is left.
+    void finish_half() {
+      if (unfinished.half == unfinished.end) return;
+      const size_t first = first_run[unfinished.half], count = first_run[unfinished.half + 1] - first;
+      c.sink_.finish(
+          thread, Piece<float>{unfinished.sums, kPiece, &runs[first], static_cast<int64_t>(count), c.plan_.out_step_w,
+                               unfinished.channel, std::min(kPiece, c.filter_.outputs - unfinished.channel)});
+      ++unfinished.half;
+    }
+    void finish_rest() {
+      while (unfinished.half < unfinished.end) finish_half();
     }
 
     const LineConv& c;
     int thread;
-    BFloat16* strip;
+    BFloat16 *strip, *next_strip;
     Scratch<float> numbers;
+    std::vector<Slice> slices;  // of the next strip
+    size_t packed_slices = 0;
+    double due_slices = 0, slices_per_step = 0;
     Tiles tiles;
-    Ahead ahead;
+    alignas(64) float sums[2][kPiece * kPiece];  // of the piece that is multiplied, and of the one before
+    bool to_second = false;
+    struct {
+      const float* sums;
+      int64_t channel;
+      size_t half, end;
+    } unfinished{};  // halves of the piece before
     std::vector<PieceRun> runs;
-    std::vector<size_t> first_run;  // of each piece, and one more
+    std::vector<size_t> first_run;  // of each half of a piece, and one more
   };
 
   const GatherPlan& plan_;
@@ -238,12 +289,12 @@ class LineConv {
   PieceSink<float>& sink_;
   Line line_;
   int64_t chunks_, panels_;
-  int64_t read_pixels_;  // at a time
+  int64_t slice_pixels_;
   bool by_channels_;
   int64_t rows_;                             // of the line, in a block
   int64_t positions_;                        // of a plane's strip
   int64_t chunk_, plane_, part_;             // elements
-  int64_t strip_size_;                       // of a thread
+  int64_t strip_size_;                       // in floats; a thread has two
   std::vector<std::vector<int64_t>> steps_;  // of each phase: where a tap's chunk begins
   float* strips_;
 };

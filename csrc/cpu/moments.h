@@ -138,32 +138,37 @@ class PieceMoments {
   PieceMoments(int64_t channels, const Moments& moments, int thread)
       : channels_(channels), moments_(moments), thread_(thread), counts_(padded()), sums_(3 * padded()) {}
 
-  // Adds the registers v of channels from c on that `visit` calls its argument with: visit(f) calls f(v) for each row.
-  template <class Visit>
-  void add(int64_t c, const Visit& visit) const {
+  // Adds registers v of one or two columns: visit(f) calls f(v, j) for the j-th of each row.
+  template <class Columns, class Visit>
+  void add(const Columns& columns, const Visit& visit) const {
+    const int64_t c = columns.first.channel;
     S *center = sums_.get() + c, *d1 = center + padded(), *d2 = d1 + padded();
     int64_t n = 0;
     if (counts_.get()[c] == 0) {
-      Vector<S> total{};
-      visit([&](Vector<S> v) {
-        total += v;
-        ++n;
+      Vector<S> total[2] = {};
+      visit([&](Vector<S> v, auto j) {
+        total[j] += v;
+        n += j == 0;
       });
       if (n == 0) return;
-      store(center, total / broadcast(static_cast<S>(n)));
+      columns.each(
+          [&](const auto&, auto j) { store(center + j * kLanes<S>, total[j] / broadcast(static_cast<S>(n))); });
       n = 0;
     }
-    const Vector<S> middle = load(center);
-    Vector<S> first{}, second{};
-    visit([&](Vector<S> v) {
-      const Vector<S> d = v - middle;
-      first += d;
-      second += d * d;
-      ++n;
+    Vector<S> middle[2], first[2] = {}, second[2] = {};
+    columns.each([&](const auto&, auto j) { middle[j] = load(center + j * kLanes<S>); });
+    visit([&](Vector<S> v, auto j) {
+      const Vector<S> d = v - middle[j];
+      first[j] += d;
+      second[j] += d * d;
+      n += j == 0;
     });
-    store(d1, load(d1) + first);
-    store(d2, load(d2) + second);
-    counts_.get()[c] += static_cast<double>(n);
+    columns.each([&](const auto&, auto j) {
+      constexpr int64_t at = j * kLanes<S>;
+      store(d1 + at, load(d1 + at) + first[j]);
+      store(d2 + at, load(d2 + at) + second[j]);
+      counts_.get()[c + at] += static_cast<double>(n);
+    });
   }
 
   // The block joins the thread's moments.

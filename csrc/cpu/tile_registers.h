@@ -240,25 +240,35 @@ inline void each_sum(const F& f) {
 }  // namespace tile_registers
 
 // sums[16 kRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them. In step k, `a` is
-// steps[k] elements further on than at first, `b` k b_step. What lies `ahead` is asked for on the way.
-template <int kParts, int kRows, int kColumns>
-inline void multiply_registers(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
-                               float* sums, int64_t sums_stride, bool adds, const Prefetch& ahead) {
+// steps[k] elements further on than at first, `b` k b_step. After each step's products, which take the unit a while, it
+// calls meanwhile(k) for what the vector units have to do.
+template <int kParts, int kRows, int kColumns, class F>
+inline void multiply_steps(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
+                           float* sums, int64_t sums_stride, bool adds, const F& meanwhile) {
   const int64_t row_bytes = sums_stride * static_cast<int64_t>(sizeof(float));
   const auto at = [&](int i, int j) { return sums + i * kTileSide * sums_stride + j * kTileSide; };
   tile_registers::each_sum<kRows, kColumns>([&](auto t, int i, int j) {
     adds ? tiles.load<decltype(t)::value>(at(i, j), row_bytes) : tiles.zero<decltype(t)::value>();
   });
   const BFloat16* first = a.data;
-  const char* soon = ahead.begin;
   for (int64_t k = 0; k < count; ++k, b.data += b_step) {
-    for (int64_t line = 0; line < ahead.bytes_per_step; line += 64) __builtin_prefetch(soon + line, 0, 2);
-    soon += ahead.bytes_per_step;
     a.data = first + steps[k];
     tile_registers::multiply_step<kParts, kRows, kColumns>(tiles, a, b);
+    meanwhile(k);
   }
   tile_registers::each_sum<kRows, kColumns>(
       [&](auto t, int i, int j) { tiles.store<decltype(t)::value>(at(i, j), row_bytes); });
+}
+
+// The same; what lies `ahead` is asked for on the way.
+template <int kParts, int kRows, int kColumns>
+inline void multiply_registers(Tiles& tiles, const Operand& a, const int64_t* steps, int64_t count, const Operand& b,
+                               int64_t b_step, float* sums, int64_t sums_stride, bool adds, const Prefetch& ahead) {
+  const auto ask = [&](int64_t k) {
+    const char* soon = ahead.begin + k * ahead.bytes_per_step;
+    for (int64_t line = 0; line < ahead.bytes_per_step; line += 64) __builtin_prefetch(soon + line, 0, 2);
+  };
+  multiply_steps<kParts, kRows, kColumns>(tiles, a, steps, count, b, b_step, sums, sums_stride, adds, ask);
 }
 
 }  // namespace FUSED_RESNET_TARGET
