@@ -84,12 +84,6 @@ class Line {
     }
   }
 
-  // Rows of all images' inputs, and of their outputs, that belong to these rows of the line, first to last.
-  Range input_rows(const Range& rows) const {
-    return image_rows({rows.begin + top_, rows.end + bottom_}, plan_.in_height, plan_.in_step_h);
-  }
-  Range output_rows(const Range& rows) const { return image_rows(rows, plan_.out_height, plan_.out_step_h); }
-
   // Calls f(position, pixel, count) for the outputs of a phase in the rows [begin, end).
   template <class F>
   void each_output(const Phase& phase, int64_t begin, int64_t end, const F& f) const {
@@ -107,14 +101,6 @@ class Line {
   // Numbers first, first + step, ... below size.
   static int64_t count(int64_t size, int64_t first, int64_t step) {
     return first < size ? (size - first + step - 1) / step : 0;
-  }
-
-  Range image_rows(const Range& rows, int64_t height, int64_t step) const {
-    const auto row = [&](int64_t r) {
-      const int64_t image = std::clamp<int64_t>(floor_divide(r, rows_per_image_), 0, plan_.batch);
-      return image * height + std::clamp<int64_t>((r - image * rows_per_image_) * step, 0, height);
-    };
-    return {row(rows.begin), std::min(row(rows.end), plan_.batch * height)};
   }
 
   Plane plane_of(const Tap& tap) const {

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kPiece = 2 * kTileSide;  // positions, and columns of a panel
 // Of L2, for a block's strip; a deep one takes more, so that the filter goes by less often.
 constexpr int64_t kStripBytes = 256 * 1024;
-constexpr int64_t kLeastPositions = 96;
+constexpr int64_t kLeastPositions = 64;
 // Numbers of a slice of packing.
 constexpr int64_t kSliceNumbers = 256;
 // How many slices before it is packed a slice is asked for: more would fill the buffers that the products' loads need.
