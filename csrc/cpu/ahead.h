@@ -38,12 +38,12 @@ class Ahead {
   // As add(), but to be asked for before all else, within so many steps.
   void add_first(const void* begin, int64_t bytes, int64_t steps) {
     urgent_ = {static_cast<const char*>(begin), bytes};
-    urgent_pace_ = pace_for(bytes, steps, kLine);
+    urgent_pace_ = pace_for(bytes, steps);
   }
 
-  // All of it is to be asked for within so many steps, evenly, at most so many bytes in each: a burst would fill the
-  // buffers that the products' own loads need.
-  void spread(int64_t steps, int64_t most = kLine) { pace_ = pace_for(bytes_, steps, most); }
+  // All of it is to be asked for within so many steps, evenly: a burst would fill the buffers that the products' own
+  // loads need.
+  void spread(int64_t steps) { pace_ = pace_for(bytes_, steps); }
 
   // The part of the next `steps` steps.
   Prefetch take(int64_t steps) {
@@ -55,8 +55,6 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-
   struct Range {
     const char* begin = nullptr;
     int64_t bytes = 0;
@@ -69,10 +67,9 @@ class Ahead {
     }
   };
 
-  // Whole lines where it is more than one.
-  static int64_t pace_for(int64_t bytes, int64_t steps, int64_t most) {
-    const int64_t pace = (bytes + steps - 1) / std::max<int64_t>(steps, 1);
-    return std::clamp<int64_t>(pace > kLine ? (pace + kLine - 1) / kLine * kLine : pace, 1, most);
+  static int64_t pace_for(int64_t bytes, int64_t steps) {
+    constexpr int64_t kLine = 64;
+    return std::clamp<int64_t>((bytes + steps - 1) / std::max<int64_t>(steps, 1), 1, kLine);
   }
 
   Range urgent_;

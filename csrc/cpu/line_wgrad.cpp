@@ -170,9 +170,10 @@ class LineWgrad {
   // All taps of 32 x 32 pairs of channels.
   void multiply_piece(Tiles& tiles, const Block& block, int64_t k, int64_t c, int64_t step, float* sums) const {
     const bool is_high = 2 * k + 1 < k_tiles_, is_wide = 2 * c + 1 < c_tiles_;
-    const auto product = is_high   ? is_wide ? multiply_registers<kParts, 2, 2> : multiply_registers<kParts, 2, 1>
-                         : is_wide ? multiply_registers<kParts, 1, 2>
-                                   : multiply_registers<kParts, 1, 1>;
+    const auto product = is_high
+                             ? is_wide ? multiply_steps<kParts, 2, 2, Nothing> : multiply_steps<kParts, 2, 1, Nothing>
+                         : is_wide ? multiply_steps<kParts, 1, 2, Nothing>
+                                   : multiply_steps<kParts, 1, 1, Nothing>;
     const int64_t k_tile = block_ * kParts * kTileNumbers, c_tile = kParts * strip_;
     const Operand a{block.g + 2 * k * k_tile + step * kParts * kTileNumbers, kTileBytes, k_tile, kTileNumbers};
     const int64_t count = std::min(kPiece, block.steps - step);

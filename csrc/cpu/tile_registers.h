@@ -8,7 +8,6 @@
 // Without the unit the registers are plain arrays: the specification, which runs everywhere.
 #pragma once
 
-#include "ahead.h"
 #include "float16.h"
 #include "simd.h"
 
@@ -94,34 +93,6 @@ class Tiles {
   alignas(64) char data_[8][kTileSide * kTileBytes];
 #endif
 };
-
-// Writes 32 floats as kParts rows of bfloat16, `part` elements apart.
-template <int kParts>
-inline void split(const float* from, BFloat16* to, int64_t part) {
-#if defined(__AVX512BF16__)
-  struct Halves {
-    VectorOf<uint16_t, 16>::type low, high;
-  };
-  const auto widen = [](auto half) { return bit_cast<Vector<float>>(convert<uint32_t, 16>(half) << 16); };
-  Vector<float> low = load(from), high = load(from + 16);
-#pragma GCC unroll 3
-  for (int p = 0; p < kParts; ++p) {
-    const auto both = bit_cast<Halves>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
-    std::memcpy(to + p * part, &both, sizeof(both));
-    low -= widen(both.low);
-    high -= widen(both.high);
-  }
-#else
-  constexpr int N = kLanes<float>;
-  for (int64_t i = 0; i < kTileTerms; i += N) {
-    Vector<float> left = load(from + i);
-    for (int p = 0; p < kParts; ++p) {
-      store(to + p * part + i, left);
-      left -= load(to + p * part + i);
-    }
-  }
-#endif
-}
 
 // Writes 16 pairs, first[i] beside second[i], as kParts rows of bfloat16, `part` elements apart. Rounds to nearest,
 // halves away from zero.
@@ -239,12 +210,16 @@ inline void each_sum(const F& f) {
 
 }  // namespace tile_registers
 
+struct Nothing {
+  void operator()(int64_t) const {}
+};
+
 // sums[16 kRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them. In step k, `a` is
 // steps[k] elements further on than at first, `b` k b_step. After each step's products, which take the unit a while, it
 // calls meanwhile(k) for what the vector units have to do.
-template <int kParts, int kRows, int kColumns, class F>
+template <int kParts, int kRows, int kColumns, class F = Nothing>
 inline void multiply_steps(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
-                           float* sums, int64_t sums_stride, bool adds, const F& meanwhile) {
+                           float* sums, int64_t sums_stride, bool adds, const F& meanwhile = {}) {
   const int64_t row_bytes = sums_stride * static_cast<int64_t>(sizeof(float));
   const auto at = [&](int i, int j) { return sums + i * kTileSide * sums_stride + j * kTileSide; };
   tile_registers::each_sum<kRows, kColumns>([&](auto t, int i, int j) {
@@ -258,17 +233,6 @@ inline void multiply_steps(Tiles& tiles, Operand a, const int64_t* steps, int64_
   }
   tile_registers::each_sum<kRows, kColumns>(
       [&](auto t, int i, int j) { tiles.store<decltype(t)::value>(at(i, j), row_bytes); });
-}
-
-// The same; what lies `ahead` is asked for on the way.
-template <int kParts, int kRows, int kColumns>
-inline void multiply_registers(Tiles& tiles, const Operand& a, const int64_t* steps, int64_t count, const Operand& b,
-                               int64_t b_step, float* sums, int64_t sums_stride, bool adds, const Prefetch& ahead) {
-  const auto ask = [&](int64_t k) {
-    const char* soon = ahead.begin + k * ahead.bytes_per_step;
-    for (int64_t line = 0; line < ahead.bytes_per_step; line += 64) __builtin_prefetch(soon + line, 0, 2);
-  };
-  multiply_steps<kParts, kRows, kColumns>(tiles, a, steps, count, b, b_step, sums, sums_stride, adds, ask);
 }
 
 }  // namespace FUSED_RESNET_TARGET
