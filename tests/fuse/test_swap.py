@@ -147,6 +147,7 @@ def test_a_saved_model_loads_in_another_process(tmp_path: Path) -> None:
     torch.save((model, x, model(x)), tmp_path / "model.pt")
     code = (
         "import sys, torch; model, x, want = torch.load(sys.argv[1], weights_only=False); import fused_resnet;"
+        "fused_resnet.set_float32_conv_precision('highest');"  # as here
         "assert type(model).__name__ == 'FusedResNet' and len(fused_resnet.fuse(model).fused) == 9;"
         "torch.testing.assert_close(model(x), want); fused_resnet.unfuse(model);"
         "import torchvision; assert type(model) is torchvision.models.ResNet"
