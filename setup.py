@@ -130,14 +130,14 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             objects.append(f"{unit}.o")
             n.build([objects[-1]], "compile", [str(cpu / f"{source}.cpp")], variables={"flags": flags})
 
-        targets = TARGETS[platform.machine()]
+        targets = dict(TARGETS[platform.machine()])
+        if not understands(AMX):
+            targets.pop("amx", None)
         for isa, (vector_bytes, options) in targets.items():
-            if not understands(options):
-                continue
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
-        without_amx = "-DFUSED_RESNET_WITHOUT_AMX" if "amx" in targets and not understands(targets["amx"][1]) else ""
+        without_amx = "" if "amx" in targets else "-DFUSED_RESNET_WITHOUT_AMX"
         for unit in ("isa", "workspace", "prepared_convs", "bindings"):
             compile_unit(unit, unit, f"{includes} {without_amx}")
         n.build([str(target)], "link", objects)

@@ -26,8 +26,11 @@ inline int float_parts(const ConvArgs& a) {
     case ConvAlgorithm::bf16x1: return 1;
     case ConvAlgorithm::bf16x3: return 2;
     case ConvAlgorithm::bf16x6: return 3;
-    default: return 0;
+    case ConvAlgorithm::direct:
+    case ConvAlgorithm::winograd_f2:
+    case ConvAlgorithm::winograd_f4: return 0;
   }
+  throw std::invalid_argument("unknown convolution algorithm");
 }
 
 // Calls f(number of parts) with a constant where S is float and the algorithm is one of parts; else returns false.
