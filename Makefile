@@ -47,7 +47,7 @@ sanitize: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m cpu_alone tsan
 	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest $(SANITIZED_TESTS)
+	  ASAN_OPTIONS=detect_leaks=0 FUSED_RESNET_KEEP_MEMORY=0 $(BIN)/pytest $(SANITIZED_TESTS)
 
 # The CPU kernels as NEON code, on an emulated processor: g++-aarch64-linux-gnu and qemu-user-static.
 neon: $(VENV)/.built

@@ -138,7 +138,7 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             for kernel in KERNELS:
                 compile_unit(f"{isa}/{kernel}", kernel, flags)
         without_amx = "" if "amx" in targets else "-DFUSED_RESNET_WITHOUT_AMX"
-        for unit in ("isa", "workspace", "prepared_convs", "bindings"):
+        for unit in ("isa", "workspace", "tensor_memory", "prepared_convs", "bindings"):
             compile_unit(unit, unit, f"{includes} {without_amx}")
         n.build([str(target)], "link", objects)
 

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from . import functional, models, nn, ops
-from .backends import available_backends, use_backend
+from .backends import available_backends, empty_cache, use_backend
 from .backends.precision import get_float32_conv_precision, set_float32_conv_precision
 from .fuse import FuseReport, fuse, unfuse
 from .info import info, version
@@ -23,6 +23,7 @@ __all__ = [
     "FuseReport",
     "__version__",
     "available_backends",
+    "empty_cache",
     "functional",
     "fuse",
     "get_float32_conv_precision",

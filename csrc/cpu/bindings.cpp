@@ -9,8 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "dlpack.h"
 #include "isa.h"
 #include "prepared_convs.h"
+#include "tensor_memory.h"
 #include "workspace.h"
 
 namespace py = pybind11;
@@ -170,9 +172,18 @@ PYBIND11_MODULE(_cpu, m) {
       .def("run", &run_prepared, release, "False, with nothing done, where a filter has changed since it was packed.");
   m.def("multiply_add_peak", &multiply_add_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), release,
         "Floating-point operations a second that this many threads can do at most, as measured.");
-  m.def(
-      "advise_huge_pages", [](Address data, size_t bytes) { advise_huge_pages(pointer(data), bytes); },
-      "For memory about to be written for the first time.");
   m.def("workspace_bytes", &workspace_bytes, "Working memory that convolutions hold for the calling thread.");
   m.def("free_workspace", &free_workspace, "Gives it back.");
+  m.def("empty_tensor", &empty_tensor, "A DLPack capsule of code, bits, shape, strides; None where memory is short.");
+  m.def(
+      "tensor_memory", [] { return std::make_pair(tensor_memory().used, tensor_memory().kept); },
+      "Bytes in tensors that live, and kept of those that were freed.");
+  m.def("free_kept_memory", &free_kept_memory, "Gives what was kept back to the system.");
+  m.def(
+      "set_memory_profiler",
+      [](Address is_enabled, Address report) {
+        set_memory_profiler(
+            {reinterpret_cast<bool (*)()>(is_enabled), reinterpret_cast<decltype(MemoryProfiler::report)>(report)});
+      },
+      "Addresses of c10::memoryProfilingEnabled and c10::reportMemoryUsageToProfiler.");
 }

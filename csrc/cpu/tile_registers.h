@@ -82,10 +82,18 @@ class Tiles {
     std::memcpy(total, data_[sums], sizeof(total));
     std::memcpy(left, data_[a], sizeof(left));
     std::memcpy(right, data_[b], sizeof(right));
-    for (int i = 0; i < kTileSide; ++i)
-      for (int j = 0; j < kTileSide; ++j)
-        for (int k = 0; k < kTileTerms; ++k)
-          total[i][j] += to_float(left[i][k]) * to_float(right[k / 2][2 * j + k % 2]);
+    // As the unit rounds (TDPBF16PS): even and odd terms are sums of their own, which start at zero.
+    for (int i = 0; i < kTileSide; ++i) {
+      float even[kTileSide] = {}, odd[kTileSide] = {};
+      for (int k = 0; k < kTileSide; ++k) {
+        const float first = to_float(left[i][2 * k]), second = to_float(left[i][2 * k + 1]);
+        for (int j = 0; j < kTileSide; ++j) {
+          even[j] += first * to_float(right[k][2 * j]);
+          odd[j] += second * to_float(right[k][2 * j + 1]);
+        }
+      }
+      for (int j = 0; j < kTileSide; ++j) total[i][j] += even[j] + odd[j];
+    }
     std::memcpy(data_[sums], total, sizeof(total));
   }
 

@@ -26,6 +26,7 @@ __all__ = [
     "available_backends",
     "backends",
     "choose",
+    "empty_cache",
     "fallbacks",
     "prepare_convs",
     "register",
@@ -131,6 +132,17 @@ def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> Callable[..., 
         return None
     call: Callable[..., Any] | None = prepare(given, layers)
     return call
+
+
+def empty_cache() -> None:
+    """Gives the memory that backends hold on to back to the system: that of freed tensors, and the engine's.
+
+    On CPU the memory of large tensors stays for the next ones when they are freed, as it does on CUDA devices:
+    see csrc/cpu/tensor_memory.h. Afterwards the next step takes longer, once.
+    """
+    for name in available_backends():
+        if hasattr(_module(name), "empty_cache"):
+            _module(name).empty_cache()
 
 
 def fallbacks() -> dict[str, int]:

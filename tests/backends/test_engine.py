@@ -227,6 +227,21 @@ def test_a_packed_filter_dies_with_its_weight() -> None:
     assert len(cpu.packed_filters._packed) == before
 
 
+def test_a_filter_may_have_gaps() -> None:
+    large = torch.randn(48, 48, 3, 3)
+    x = image(2, 24, 14, 14)
+    for weight in (large[:24, ::2], large[::2, ::2], large[:, :24], large[:, :1].expand(48, 24, 3, 3)):
+        weight = weight.detach().requires_grad_()
+        y = ops.bn_act_conv(x, None, "identity", weight, padding=1)[0]
+        expected = F.conv2d(x, weight, padding=1)
+        assert torch.allclose(y, expected, atol=1e-3)
+        with torch.no_grad():
+            assert torch.allclose(ops.conv_bn_add_act(x, weight, padding=1), expected, atol=1e-3)
+        g_y = torch.randn_like(y)
+        g_weight, expected_g = (torch.autograd.grad(t, weight, g_y)[0] for t in (y, expected))
+        assert torch.allclose(g_weight, expected_g, rtol=1e-3, atol=1e-2)
+
+
 def test_working_memory_is_kept_and_given_back() -> None:
     cpu.free_workspace()
     assert cpu.workspace_bytes() == 0

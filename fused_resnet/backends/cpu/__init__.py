@@ -1,9 +1,8 @@
 """The CPU backend: the C++ kernels of csrc/cpu, one module an op.
 
 Convolutions run on an engine of our own, with everything around them in its prologues and epilogues; which algorithm
-computes one, says :mod:`.conv_algorithm`. The engine's working memory stays with the calling thread until
-:func:`free_workspace`: glibc would return such large blocks to the system, and to fault their pages in again costs more
-than to write them.
+computes one, says :mod:`.conv_algorithm`. Working memory and that of large tensors is kept until :func:`empty_cache`:
+glibc would return such large blocks to the system, and to fault their pages in again costs more than to write them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .bn_act_max_pool import bn_act_max_pool, bn_act_max_pool_backward
 from .bn_add_act import bn_add_act, bn_add_act_backward
 from .conv_algorithm import conv_algorithm, is_depthwise
 from .conv_bn_add_act import conv_bn_add_act
-from .engine import free_workspace, workspace_bytes
+from .memory import connect_profiler, empty_cache, free_workspace, tensor_memory, workspace_bytes
 from .prepared_convs import prepare_convs
 
 __all__ = [
@@ -29,15 +28,19 @@ __all__ = [
     "bn_add_act_backward",
     "conv_algorithm",
     "conv_bn_add_act",
+    "empty_cache",
     "free_workspace",
     "is_depthwise",
     "isa",
     "prepare_convs",
     "set_isa",
     "supported_isas",
+    "tensor_memory",
     "unsupported",
     "workspace_bytes",
 ]
+
+connect_profiler()
 
 isa, set_isa, supported_isas = _cpu.isa, _cpu.set_isa, _cpu.supported_isas
 

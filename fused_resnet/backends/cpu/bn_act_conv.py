@@ -71,7 +71,7 @@ def bn_act_conv_backward(
     (vectors, norm), act = native.norm(bn, x.dtype), native.activation(activation)
     g_x = g_bn = g_weight = g_bias = None
     if output_mask[0]:
-        g_x, g_bn = native.empty(tuple(x.shape), x.dtype), native.gradient_vectors(bn, x)
+        g_x, g_bn = native.empty_image(x.shape, x.dtype), native.gradient_vectors(bn, x)
         _cpu.conv_dgrad(
             engine.arguments,
             act,
@@ -83,7 +83,7 @@ def bn_act_conv_backward(
             native.pointer(g_bn),
         )
     if output_mask[1]:
-        g_weight = torch.empty_like(engine.weight)
+        g_weight = native.empty_like(engine.weight)
         _cpu.conv_wgrad(engine.arguments, act, gradient, x.data_ptr(), norm, g_weight.data_ptr())
         g_weight = g_weight.to(weight.dtype)
     if output_mask[2]:

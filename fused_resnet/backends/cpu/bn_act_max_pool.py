@@ -20,8 +20,8 @@ def bn_act_max_pool(
 ) -> tuple[Tensor, Tensor]:
     """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
     size = (*x.shape[:2], *pool.output_size((x.shape[2], x.shape[3])))
-    out = native.empty(size, x.dtype)
-    indices = torch.empty_like(out, dtype=torch.uint8)
+    out = native.empty_image(size, x.dtype)
+    indices = native.empty_like(out, torch.uint8)
     vectors, norm = native.norm(bn, x.dtype)
     _cpu.bn_act_max_pool(
         native.DTYPES[x.dtype],

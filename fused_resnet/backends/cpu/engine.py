@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ... import _cpu
 from ..arguments import Conv, accumulate_dtype
 from . import native
 from .conv_algorithm import CONV_ALGORITHMS, conv_algorithm
 
-__all__ = ["Engine", "free_workspace", "workspace_bytes"]
-
-free_workspace, workspace_bytes = _cpu.free_workspace, _cpu.workspace_bytes
+__all__ = ["Engine"]
 
 
 class Engine(NamedTuple):
     """What every pass of one convolution takes."""
 
     arguments: tuple[int, int, tuple[int, ...], tuple[int, ...], int]  # the fields of ConvArgs in csrc/cpu/kernels.h
-    weight: Tensor  # [K, C / groups, R, S] in the accumulation type
+    weight: Tensor  # [K, C / groups, R, S] in the accumulation type, dense
     output_shape: tuple[int, int, int, int]  # N, K, OH, OW
 
     @staticmethod
@@ -32,7 +30,7 @@ class Engine(NamedTuple):
         if 0 in (n, c, h, w, k, r, s, height, width):
             return None
         algorithm = conv_algorithm(conv, weight.shape, (n, k, height, width), x.dtype)
-        weight = weight.detach().to(accumulate_dtype(weight.dtype))
+        weight = _dense(weight.detach().to(accumulate_dtype(weight.dtype)))
         shape = (n, h, w, c, height, width, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
         number = CONV_ALGORITHMS.index(algorithm)
         arguments = (native.DTYPES[x.dtype], number, shape, weight.stride(), native.threads())
@@ -40,4 +38,9 @@ class Engine(NamedTuple):
 
     def empty_output(self, x: Tensor) -> Tensor:
         """Room for the output, [N, K, OH, OW] in channels_last and the type of ``x``."""
-        return native.empty(self.output_shape, x.dtype)
+        return native.empty_image(self.output_shape, x.dtype)
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The filter without gaps between its elements, which a slice of a larger one has."""
+    return weight if torch.ops.aten.is_non_overlapping_and_dense(weight) else weight.contiguous()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -31,7 +30,7 @@ def packed_filter(weight: Tensor, engine: Engine) -> Tensor:
     key = (_cpu.isa(), dtype, algorithm, geometry, strides, weight.data_ptr(), version, fingerprint)
     known, packed = _packed.get(weight, (None, None))
     if known != key or version is None:
-        packed = native.advised(torch.empty(_cpu.conv_packed_size(engine.arguments), dtype=engine.weight.dtype))
+        packed = native.empty((_cpu.conv_packed_size(engine.arguments),), (1,), engine.weight.dtype)
         _cpu.conv_pack(engine.arguments, engine.weight.data_ptr(), packed.data_ptr())
         _packed[weight] = key, packed
     return packed

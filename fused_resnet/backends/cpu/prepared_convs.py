@@ -44,7 +44,7 @@ class PreparedConvs:
 
         ``given`` are values as the layers number them, [N, C, H, W] in channels_last.
         """
-        out = native.empty(self._output_shape, self._dtype)
+        out = native.empty_image(self._output_shape, self._dtype)
         return out if self._convs.run([t.data_ptr() for t in given], out.data_ptr()) else None
 
 
@@ -57,6 +57,8 @@ def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> PreparedConvs 
         return None
     if not all(v.dtype == dtype and v.is_contiguous() for v in vectors):
         return None
+    if any(engine.weight.data_ptr() != a.weight.data_ptr() for engine, a in zip(engines, layers, strict=True)):
+        return None  # a filter that is not dense
     return PreparedConvs(given, layers, engines)
 
 
