@@ -154,6 +154,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of fused_resnet over raw addresses; see fused_resnet/backends/cpu.py.";
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("isa", [] { return active_kernels().isa; }, "Name of the instruction set in use.");
+  m.def(
+      "has_dot_products", [] { return active_kernels().has_dot_products(); },
+      "Whether it multiplies bfloat16 numbers in pairs, twice as many at a time as floats.");
   m.def("set_isa", &set_isa, py::arg("name"), "Chooses an instruction set of supported_isas().");
   m.def("supported_isas", &supported_isas, "Instruction sets built that this processor has, widest first.");
   m.def("bn_add_act", &bn_add_act, release);

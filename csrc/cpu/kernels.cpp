@@ -1,5 +1,6 @@
 // The table of this instruction set's build.
 #include "launchers.h"
+#include "tile_registers.h"
 
 #define FUSED_RESNET_STRING_OF(x) #x
 #define FUSED_RESNET_STRING(x) FUSED_RESNET_STRING_OF(x)
@@ -22,6 +23,7 @@ const Kernels& kernels() {
       launch_conv_wgrad,
       launch_conv_bn_add_act,
       multiply_add_peak,
+      [] { return has_dot_products; },
   };
   return table;
 }

@@ -160,6 +160,7 @@ struct Kernels {
   void (*conv_wgrad)(const ConvWgradArgs&);
   void (*conv_bn_add_act)(const ConvBnAddActArgs&);
   double (*multiply_add_peak)(DType, int threads, double seconds);
+  bool (*has_dot_products)();  // of bfloat16 numbers: tile_registers.h
 };
 
 }  // namespace fused_resnet

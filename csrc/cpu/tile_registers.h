@@ -5,8 +5,13 @@
 // which those below the last bit are left out (Henry, Tang, Heinecke 2019, "Leveraging the bfloat16 Artificial
 // Intelligence Datatype For Higher-Precision Computations"). The sums are in float. Numbers below 1e-38 count as zero.
 //
-// Without the unit the registers are plain arrays: the specification, which runs everywhere.
+// Without the unit the registers are plain arrays: the specification, which runs everywhere. A processor that has dot
+// products of bfloat16 pairs (AVX512_BF16) multiplies by those where one part is enough: twice as fast as floats.
 #pragma once
+
+#include <cstring>
+#include <iterator>
+#include <type_traits>
 
 #include "float16.h"
 #include "simd.h"
@@ -222,12 +227,72 @@ struct Nothing {
   void operator()(int64_t) const {}
 };
 
+#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+inline const bool has_dot_products = __builtin_cpu_supports("avx512bf16");
+
+constexpr int kDotRows = 8;  // whose sums are in vector registers
+
+// sums[kDotRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them, as in multiply_steps.
+template <int kColumns>
+void dot_rows(const BFloat16* a, int64_t a_row, const int64_t* steps, int64_t count, const Operand& b, int64_t b_step,
+              float* sums, int64_t sums_stride, bool adds) {
+  const int64_t b_row = b.row_bytes / static_cast<int64_t>(sizeof(BFloat16));
+  Vector<float> held[kDotRows][kColumns];
+#pragma GCC unroll 8
+  for (int i = 0; i < kDotRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kColumns; ++j)
+      held[i][j] = adds ? load(sums + i * sums_stride + j * kTileSide) : Vector<float>{};
+  for (int64_t k = 0; k < count; ++k) {
+    const BFloat16 *left = a + steps[k], *right = b.data + k * b_step;
+    for (int64_t pair = 0; pair < kTileSide; ++pair) {
+      __m512i columns[kColumns];
+#pragma GCC unroll 2
+      for (int j = 0; j < kColumns; ++j) columns[j] = _mm512_loadu_si512(right + j * b.tile + pair * b_row);
+#pragma GCC unroll 8
+      for (int i = 0; i < kDotRows; ++i) {
+        int terms;
+        std::memcpy(&terms, left + i * a_row + 2 * pair, sizeof(terms));
+        const __m512i factors = _mm512_set1_epi32(terms);
+#pragma GCC unroll 2
+        for (int j = 0; j < kColumns; ++j)
+          asm("vdpbf16ps %2, %1, %0" : "+v"(held[i][j]) : "v"(columns[j]), "v"(factors));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kDotRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kColumns; ++j) store(sums + i * sums_stride + j * kTileSide, held[i][j]);
+}
+
+// multiply_steps below without tile registers; what there is to do meanwhile is done between rows.
+template <int kRows, int kColumns, class F>
+inline void multiply_steps_by_dots(const Operand& a, const int64_t* steps, int64_t count, const Operand& b,
+                                   int64_t b_step, float* sums, int64_t sums_stride, bool adds, const F& meanwhile) {
+  const int64_t a_row = a.row_bytes / static_cast<int64_t>(sizeof(BFloat16));
+  int64_t done = 0;
+  for (int row = 0; row < kRows * kTileSide; row += kDotRows) {
+    dot_rows<kColumns>(a.data + row / kTileSide * a.tile + row % kTileSide * a_row, a_row, steps, count, b, b_step,
+                       sums + row * sums_stride, sums_stride, adds);
+    for (; done < count * (row + kDotRows) / (kRows * kTileSide); ++done) meanwhile(done);
+  }
+}
+#else
+constexpr bool has_dot_products = false;
+#endif
+
 // sums[16 kRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them. In step k, `a` is
 // steps[k] elements further on than at first, `b` k b_step. After each step's products, which take the unit a while, it
 // calls meanwhile(k) for what the vector units have to do.
 template <int kParts, int kRows, int kColumns, class F = Nothing>
 inline void multiply_steps(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
                            float* sums, int64_t sums_stride, bool adds, const F& meanwhile = {}) {
+#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+  if constexpr (kParts == 1)  // with more parts they would be slower than products of floats
+    if (has_dot_products)
+      return multiply_steps_by_dots<kRows, kColumns>(a, steps, count, b, b_step, sums, sums_stride, adds, meanwhile);
+#endif
   const int64_t row_bytes = sums_stride * static_cast<int64_t>(sizeof(float));
   const auto at = [&](int i, int j) { return sums + i * kTileSide * sums_stride + j * kTileSide; };
   tile_registers::each_sum<kRows, kColumns>([&](auto t, int i, int j) {

@@ -124,6 +124,7 @@ def test_accuracy_on_resnet_layers(algorithm: str, channels: int, size: int, mon
 @pytest.mark.precision("high")
 def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CHOICE, "isa", lambda: "avx512")
+    monkeypatch.setattr(CHOICE, "has_dot_products", lambda: False)
     dense = Conv((1, 1), (1, 1), (1, 1), 1)
 
     def chosen(
@@ -141,6 +142,12 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
         chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
     )
     assert chosen(dense._replace(groups=4)) == chosen(shape=(64, 64, 1, 1)) == "direct"
+    assert chosen(dtype=torch.bfloat16) == chosen(dtype=torch.float16) == "winograd_f4"
+    assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "direct"
+    monkeypatch.setattr(CHOICE, "has_dot_products", lambda: True)
+    assert chosen(dtype=torch.bfloat16) == "winograd_f4"
+    assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "bf16x1"
+    assert chosen(shape=(64, 3, 1, 1), dtype=torch.bfloat16) == chosen(shape=(64, 64, 1, 1)) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
     assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"
     assert chosen(shape=(64, 64, 1, 1)) == "direct"
@@ -236,7 +243,7 @@ def test_a_filter_may_have_gaps() -> None:
         expected = F.conv2d(x, weight, padding=1)
         assert torch.allclose(y, expected, atol=1e-3)
         with torch.no_grad():
-            assert torch.allclose(ops.conv_bn_add_act(x, weight, padding=1), expected, atol=1e-3)
+            assert torch.allclose(ops.conv_bn_add_act(x, weight, padding=1, activation="identity"), expected, atol=1e-3)
         g_y = torch.randn_like(y)
         g_weight, expected_g = (torch.autograd.grad(t, weight, g_y)[0] for t in (y, expected))
         assert torch.allclose(g_weight, expected_g, rtol=1e-3, atol=1e-2)

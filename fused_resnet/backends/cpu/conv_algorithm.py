@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..._cpu import isa
+from ..._cpu import has_dot_products, isa
 from ..arguments import Conv
 from ..precision import get_float32_conv_precision
 
@@ -37,6 +37,19 @@ class Geometry(NamedTuple):
         """3x3, stride 1, dense, with at most two pixels of padding."""
         conv, kernel = self.conv, tuple(self.weight_shape[2:])
         return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
+
+    @property
+    def suits_winograd(self) -> bool:
+        """Its rounding is allowed, and the transforms cost less than they save."""
+        is_exact = self.dtype == torch.float64 or get_float32_conv_precision() == "highest"
+        is_worth_it = min(self.weight_shape[:2]) >= 16 and not self.is_bound_by_its_filter
+        return self.has_winograd and not is_exact and is_worth_it
+
+    @property
+    def suits_dot_products(self) -> bool:
+        """The processor has them for these numbers, and no more than half of a register would be padding."""
+        is_wide = self.conv.groups == 1 and min(self.weight_shape[:2]) >= 16
+        return self.dtype == torch.bfloat16 and is_wide and has_dot_products()
 
     @property
     def has_parts(self) -> bool:
@@ -67,12 +80,10 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
     ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
     ("bf16x3", lambda g: g.suits_tile_registers),  # float16 too, whose numbers are two parts
-    ("direct", lambda g: not g.has_winograd),
-    ("direct", lambda g: g.dtype != torch.float32 or get_float32_conv_precision() == "highest"),
-    ("direct", lambda g: min(g.weight_shape[:2]) < 16),  # the transforms cost more than they save
-    ("direct", lambda g: g.is_bound_by_its_filter),
-    ("winograd_f2", lambda g: g.is_mostly_padding_in_f4),
-    ("winograd_f4", lambda g: True),
+    ("winograd_f2", lambda g: g.suits_winograd and g.is_mostly_padding_in_f4),
+    ("winograd_f4", lambda g: g.suits_winograd),
+    ("bf16x1", lambda g: g.suits_dot_products),
+    ("direct", lambda g: True),
 )
 
 
