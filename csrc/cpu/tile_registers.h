@@ -233,16 +233,11 @@ inline const bool has_dot_products = __builtin_cpu_supports("avx512bf16");
 constexpr int kDotRows = 8;  // whose sums are in vector registers
 
 // sums[kDotRows, 16 kColumns] = the sum over `count` steps of a b, or that added to them, as in multiply_steps.
-template <int kColumns>
-void dot_rows(const BFloat16* a, int64_t a_row, const int64_t* steps, int64_t count, const Operand& b, int64_t b_step,
-              float* sums, int64_t sums_stride, bool adds) {
+template <int kColumns>  // a function of its own, or GCC 12 keeps the sums in memory
+__attribute__((noinline)) void dot_rows(const BFloat16* a, int64_t a_row, const int64_t* steps, int64_t count,
+                                        const Operand& b, int64_t b_step, float* sums, int64_t sums_stride, bool adds) {
   const int64_t b_row = b.row_bytes / static_cast<int64_t>(sizeof(BFloat16));
-  Vector<float> held[kDotRows][kColumns];
-#pragma GCC unroll 8
-  for (int i = 0; i < kDotRows; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < kColumns; ++j)
-      held[i][j] = adds ? load(sums + i * sums_stride + j * kTileSide) : Vector<float>{};
+  Vector<float> held[kDotRows][kColumns] = {};
   for (int64_t k = 0; k < count; ++k) {
     const BFloat16 *left = a + steps[k], *right = b.data + k * b_step;
     for (int64_t pair = 0; pair < kTileSide; ++pair) {
@@ -263,7 +258,10 @@ void dot_rows(const BFloat16* a, int64_t a_row, const int64_t* steps, int64_t co
 #pragma GCC unroll 8
   for (int i = 0; i < kDotRows; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < kColumns; ++j) store(sums + i * sums_stride + j * kTileSide, held[i][j]);
+    for (int j = 0; j < kColumns; ++j) {
+      float* to = sums + i * sums_stride + j * kTileSide;
+      store(to, adds ? load(to) + held[i][j] : held[i][j]);
+    }
 }
 
 // multiply_steps below without tile registers; what there is to do meanwhile is done between rows.
