@@ -31,7 +31,7 @@ bench-timm: $(VENV)/.built
 bench-ops: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-# Every model of timm's residual families, fused against stock in float64: an hour on one core, gigabytes of memory.
+# Every model of timm's residual families, fused against stock in float64: half an hour to an hour on one core, gigabytes of memory.
 # Interrupted, it goes on where it was.
 sweep: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m support.timm_sweep
