@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 from .variants import VARIANTS, default_variants
 
-__all__ = ["ALLOCATORS", "DEFAULT_BATCHES", "DEVICES", "DTYPES", "MODES", "Job", "Settings", "available_cores"]
+__all__ = [
+    "ALLOCATORS",
+    "DEFAULT_BATCHES",
+    "DEVICES",
+    "DTYPES",
+    "MODES",
+    "Job",
+    "Settings",
+    "available_cores",
+    "check_known",
+]
 
 MODES = ("train", "infer")
 DEVICES = ("cpu", "cuda")
@@ -90,13 +100,13 @@ class Settings:
             if value is not None and value < 1:
                 raise ValueError(f"{field}: expected at least 1, got {value}")
         for field, table in (("mode", MODES), ("dtype", DTYPES), ("device", DEVICES)):
-            _check_known(field, [getattr(self, field)], table)
-        _check_known("variant", self.compared, VARIANTS)
+            check_known(field, [getattr(self, field)], table)
+        check_known("variant", self.compared, VARIANTS)
         for variant in self.compared:
             refusal = VARIANTS[variant].refusal(self.mode, self.dtype, self.device)
             if refusal:
                 raise refusal
-        _check_known("allocator", self.allocators, ALLOCATORS)
+        check_known("allocator", self.allocators, ALLOCATORS)
         if self.device == "cuda":
             import torch
 
@@ -130,7 +140,8 @@ class Settings:
         )
 
 
-def _check_known(field: str, names: Iterable[str], known: Mapping[str, object] | Sequence[str]) -> None:
+def check_known(field: str, names: Iterable[str], known: Mapping[str, object] | Sequence[str]) -> None:
+    """Raises ValueError unless ``names`` are distinct, one at least, and all of them in ``known``."""
     names = list(names)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{field}: expected distinct names of {', '.join(known)}, got {', '.join(names) or 'none'}")

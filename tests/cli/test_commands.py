@@ -191,13 +191,14 @@ def test_profile_writes_everything(capsys, tmp_path):
     before = torch.get_num_threads()
     paths = {name: tmp_path / name for name in ("json", "trace", "plot", "html")}
     options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-    command = "profile fused_resnet:resnet20 --batch 2 --image-size 32 --steps 1 --threads 1"
+    command = "profile fused_resnet:resnet20 --batch 2 --image-size 32 --steps 1 --threads 1 --allocator default"
     assert main([*command.split(), *options]) == 0
     torch.set_num_threads(before)
     printed = capsys.readouterr().out
     assert "sum: the step" in printed and "layer3.2" in printed and "longer than a bare one" in printed
     result = json.loads(paths["json"].read_text())
-    assert set(result["steps"]) == {"stock", "fused"} and result["environment"]["torch"] == torch.__version__
+    assert set(result["steps"]) == {"stock", "fused"} and result["settings"]["allocator"] == "default"
+    assert result["environment"]["torch"] == torch.__version__
     assert json.loads(paths["trace"].read_text())["traceEvents"]
     assert paths["plot"].read_bytes().startswith(PNG)
     assert paths["html"].read_text().count('class="figure"') == 6
@@ -207,10 +208,13 @@ def test_profile_writes_everything(capsys, tmp_path):
 def test_profile_keeps_its_steps_when_interrupted(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("fused_resnet.cli.profile.progress_bar", interrupted_progress("torch.profiler"))
     path = tmp_path / "profile.json"
+    asked = []  # mallopt would change malloc for the tests that follow
+    monkeypatch.setattr("fused_resnet.cli.profile.use_allocator", asked.append)
     command = f"profile fused_resnet:resnet20 --batch 2 --image-size 32 --steps 1 --threads 1 --json {path}"
     before = torch.get_num_threads()
     assert main(command.split()) == 130
     torch.set_num_threads(before)
+    assert asked == ["tuned"]
     assert "the results so far are above" in capsys.readouterr().err
     result = json.loads(path.read_text())
     assert result["interrupted"] and result["steps"]["fused"]["step"] > 0 and result["ops"] == []

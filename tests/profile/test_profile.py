@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fused_resnet import FuseReport
 from fused_resnet.fuse import FuseEntry
 from fused_resnet.profile import ProfileResult, run
 from fused_resnet.profile.blocks import block_names
+from fused_resnet.profile.measure import _Trainee
 from fused_resnet.profile.table import stages
 from fused_resnet.profile.timeline import timeline
 
@@ -203,14 +205,25 @@ def test_bad_input() -> None:
         run(Regression(), x)
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(doing: str, done: int, total: int) -> None:
-        if doing == "count":
-            raise KeyboardInterrupt
+def interrupt(doing: str, done: int, total: int) -> None:
+    """Ctrl-C when all steps are timed."""
+    if doing == "count":
+        raise KeyboardInterrupt
 
+
+def test_interrupted() -> None:
     result = run(fused_resnet.models.resnet20(), torch.randn(2, 3, 32, 32), steps=1, progress=interrupt)
     assert result.interrupted and result.steps["fused"]["step"] > 0 and result.ops == [] and result.memory == {}
     assert "forward" in str(result)
+
+
+def test_each_step_follows_one_of_the_other_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step finds the heap as the last one left it: that must be the same for bare steps and those with clocks."""
+    ran: list[_Trainee] = []
+    step = _Trainee._step
+    monkeypatch.setattr(_Trainee, "_step", lambda self, *arguments: ran.append(self) or step(self, *arguments))
+    run(fused_resnet.models.resnet20(), torch.randn(1, 3, 32, 32), steps=3, progress=interrupt)
+    assert len(ran) == 2 * (2 + 2 * 3) and all(a is not b for a, b in pairwise(ran))
 
 
 def test_nested_blocks_count_as_their_outermost() -> None:
