@@ -13,10 +13,9 @@ SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py t
 
 .PHONY: bench bench-timm bench-ops test sanitize neon gpu-check triton-gate sweep pictures docs lint format clean
 
-# Three rounds: two minutes on two cores, and 80 seconds more where torch.compile has not seen the models yet;
-# `fused-resnet bench` alone takes five rounds.
+# Three rounds, or two where three would take longer than three minutes; `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
-	$(BIN)/fused-resnet bench --rounds 3 --json results.json --plot results.png
+	$(BIN)/fused-resnet bench --rounds 3 --minutes 2.8 --json results.json --plot results.png
 
 # Ten models of timm, of different structure, and one at a lower resolution: a minute each, two where torch.compile has
 # not seen it yet. benchmarks/results/timm.md

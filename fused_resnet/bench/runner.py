@@ -8,10 +8,13 @@ children start under glibc's default allocator and go on under the tuned one, if
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import correctness, environment
 from .allocator import stages
@@ -21,9 +24,13 @@ from .settings import DTYPES, Settings
 from .summary import row, turn_order
 from .variants import VARIANTS
 
+if TYPE_CHECKING:
+    from .trial import Answer
+
 __all__ = ["Progress", "run", "run_settings"]
 
 REFERENCE = "eager"  # the variant that the others are compared with
+LEAST_ROUNDS = 2  # of each series, however little time there is
 WARM_UP_S = 1.0  # of untimed steps, that of the correctness check among them
 
 Progress = Callable[[str, int, int], None]  # is told what is done now, how many units of work are done, and of how many
@@ -47,18 +54,25 @@ def run_settings(
     """As :func:`run`, for settings that are checked already."""
     result = BenchResult(environment=environment.request(settings))
     steps = _Steps(settings, progress)
+    end = inf if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    series_left = len(settings.models) * len(settings.allocators)
     try:
-        for model in settings.models:
-            for allocators in stages(settings.allocators):
-                with ExitStack() as children:
-                    race = _Race(settings, model, allocators[0], children, steps)
-                    result.environment |= race.start()
+        with ExitStack() as stack:
+            races = [
+                stack.enter_context(_Race(settings, model, allocators, steps))
+                for model in settings.models
+                for allocators in stages(settings.allocators)
+            ]
+            for race, following in zip_longest(races, races[1:]):
+                with race:
+                    race.prepare(following)
+                    result.environment |= race.facts
                     result.environment.setdefault("correctness", []).append(race.check())
-                    for allocator in allocators:
-                        race.warm_up(allocator)
+                    for allocator in race.allocators:
                         try:
-                            race.run()
+                            race.run(allocator, (end - time.monotonic()) / series_left)
                         finally:  # a race that was interrupted has rows too
+                            series_left -= 1
                             result.rows += race.rows()
                             if on_rows:
                                 on_rows(result)
@@ -86,62 +100,66 @@ class _Steps:
 
 
 class _Race:
-    """The variants of one model, each in its child process, which starts under ``allocator``."""
+    """The variants of one model, each in its child process, which starts under the first of ``allocators``.
 
-    def __init__(self, settings: Settings, model: str, allocator: str, stack: ExitStack, steps: _Steps) -> None:
-        self.settings, self.model, self.allocator, self.steps = settings, model, allocator, steps
+    The children live no longer than the ``with`` block. Those that compile do so beside the checks of the others, and
+    beside those of the race before: a compiler leaves cores idle, and nothing is timed then.
+    """
+
+    def __init__(self, settings: Settings, model: str, allocators: Sequence[str], steps: _Steps) -> None:
+        self.settings, self.model, self.allocators, self.steps = settings, model, allocators, steps
+        self.allocator = allocators[0]
         self.jobs = {variant: settings.job(model, variant) for variant in settings.compared}
-        self.children = {v: stack.enter_context(Child(job, allocator)) for v, job in self.jobs.items()}
+        self.children: dict[str, Child] = {}
+        self.facts: dict[str, Any] = {}  # what a child says of where it runs
+        self.answers: dict[str, Answer] = {}
         self.saved_bytes: dict[str, int | None] = {}
         self.peak_bytes: dict[str, int] = {}
         self.rounds: list[dict[str, float]] = []  # of each complete round: step time in ms by variant
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))  # of the answers
 
-    def start(self) -> dict[str, Any]:
-        """Waits for the children, which start side by side, as nothing is timed yet; what one says of where it runs."""
-        facts = {}
-        for variant, child in self.children.items():
-            self._begin("start", variant)
-            facts = child.receive()
-        return facts
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def prepare(self, following: _Race | None) -> None:
+        """Has each child compute what :meth:`check` compares, and those of ``following`` that compile.
+
+        None is at work afterwards.
+        """
+        compilers = [(race, v) for race in (self, following) if race for v in race._start(compiling=True)]
+        others = [(self, v) for v in self._start(compiling=False)]
+        for race, variant in [*others, *compilers]:
+            race._receive_start(variant)
+        for _, variant in others:
+            self._ask_for_answer(variant)
+            self._receive_answer(variant)
+        for race, variant in compilers:
+            race._receive_answer(variant)
 
     def check(self) -> dict[str, Any]:
         """Compares all variants with eager stock PyTorch; the errors and limits, or BenchError."""
-        answers = {}
-        for variant, child in self.children.items():
-            self._begin("check", variant)
-            answers[variant], self.saved_bytes[variant] = _answer(child)
-        if REFERENCE not in answers:
-            with Child(self.settings.job(self.model, REFERENCE), self.allocator) as child:
-                child.receive()
-                answers[REFERENCE], _ = _answer(child)
-        reference = answers.pop(REFERENCE)
-        errors = {variant: correctness.errors(answer, reference) for variant, answer in answers.items()}
+        answers, self.answers = self.answers, {}
+        reference = answers.pop(REFERENCE) if REFERENCE in answers else self._reference()
+        errors = {v: correctness.errors(answers[v], reference) for v in self.jobs if v in answers}
         limits = correctness.limits(errors, DTYPES[self.settings.dtype])
         correctness.refuse_wrong(self.model, errors, limits)
         return {"model": self.model, "allocator": self.allocator, "relative_errors": errors, "limits": limits}
 
-    def warm_up(self, allocator: str) -> None:
-        """Brings every variant to its usual pace under ``allocator``, for a new series of rounds."""
-        goes_on = allocator != self.allocator
-        self.allocator, self.rounds, self.peak_bytes = allocator, [], {}
-        for variant, child in self.children.items():
-            self._begin("warm-up", variant)
-            if goes_on:
-                child.ask("allocator", name=allocator)
-            child.ask("warm_up", at_least_s=WARM_UP_S)
-
-    def run(self) -> None:
-        """Times the rounds."""
-        variants = list(self.children)
+    def run(self, allocator: str, share_s: float) -> None:
+        """Times a series of rounds under ``allocator``, after LEAST_ROUNDS none that would end beyond ``share_s``."""
+        start = time.monotonic()
+        self._warm_up(allocator)
         for index in range(self.settings.rounds):
-            times: dict[str, float] = {}
-            for place in turn_order(len(variants), index):
-                variant = variants[place]
-                self._begin(f"round {index + 1}", variant)
-                reply = self.children[variant].ask("step")
-                times[variant] = reply["step_ms"]
-                self.peak_bytes[variant] = max(reply["peak_bytes"], self.peak_bytes.get(variant, 0))
-            self.rounds.append(times)
+            round_start = time.monotonic()
+            self.rounds.append(self._round(index))
+            now = time.monotonic()
+            if len(self.rounds) >= LEAST_ROUNDS and now - start + (now - round_start) > share_s:
+                self.steps.done += (self.settings.rounds - len(self.rounds)) * len(self.jobs)
+                break
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each variant, from the complete rounds; none before the first."""
@@ -153,15 +171,65 @@ class _Race:
             for variant, job in self.jobs.items()
         ]
 
+    def _start(self, compiling: bool) -> list[str]:
+        """Starts the children that compile, or the others, if they do not run yet; a compiler goes to work at once."""
+        names = [v for v in self.jobs if VARIANTS[v].compiles == compiling and v not in self.children]
+        for variant in names:
+            self.children[variant] = self._stack.enter_context(Child(self.jobs[variant], self.allocator))
+            if compiling:
+                self._ask_for_answer(variant)
+        return names
+
+    def _ask_for_answer(self, variant: str) -> None:
+        self.children[variant].send(do="check", path=str(self._answer_path(variant)))
+
+    def _receive_start(self, variant: str) -> None:
+        self._begin("start", variant)
+        self.facts = self.children[variant].receive()
+
+    def _receive_answer(self, variant: str) -> None:
+        self._begin("check", variant)
+        self.saved_bytes[variant] = self.children[variant].receive()["saved_activation_bytes"]
+        self.answers[variant] = _load(self._answer_path(variant))
+
+    def _reference(self) -> Answer:
+        """The answer of a variant that does not take part."""
+        with Child(self.settings.job(self.model, REFERENCE), self.allocator) as child:
+            child.receive()
+            child.ask("check", path=str(self._answer_path(REFERENCE)))
+        return _load(self._answer_path(REFERENCE))
+
+    def _answer_path(self, variant: str) -> Path:
+        return self._folder / f"{variant}.pt"
+
+    def _warm_up(self, allocator: str) -> None:
+        """Brings every variant to its usual pace under ``allocator``."""
+        goes_on = allocator != self.allocator
+        self.allocator, self.rounds, self.peak_bytes = allocator, [], {}
+        for variant in self.jobs:
+            self._begin("warm-up", variant)
+            if goes_on:
+                self.children[variant].ask("allocator", name=allocator)
+            self.children[variant].ask("warm_up", at_least_s=WARM_UP_S)
+
+    def _round(self, index: int) -> dict[str, float]:
+        """One step of each variant, in ms."""
+        variants = list(self.jobs)
+        times: dict[str, float] = {}
+        for place in turn_order(len(variants), index):
+            variant = variants[place]
+            self._begin(f"round {index + 1}", variant)
+            reply = self.children[variant].ask("step")
+            times[variant] = reply["step_ms"]
+            self.peak_bytes[variant] = max(reply["peak_bytes"], self.peak_bytes.get(variant, 0))
+        return times
+
     def _begin(self, doing: str, variant: str) -> None:
         self.steps.begin(f"{self.model}, {self.allocator} allocator: {doing}, {variant}")
 
 
-def _answer(child: Child) -> tuple[Any, int | None]:
-    """A child's answer (a :class:`.trial.Answer`), and its saved_activation_bytes."""
+def _load(path: Path) -> Answer:
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "answer.pt")
-        reply = child.ask("check", path=str(path))
-        return torch.load(path), reply["saved_activation_bytes"]
+    answer: Answer = torch.load(path)
+    return answer

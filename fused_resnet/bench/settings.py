@@ -92,6 +92,7 @@ class Settings:
     variants: Sequence[str] | None = None  # None: default_variants, those that are installed
     allocators: Sequence[str] = tuple(ALLOCATORS)
     rounds: int = 5
+    minutes: float | None = None  # share out that long among models and allocators, at two rounds each or more
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,6 +100,8 @@ class Settings:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}: expected at least 1, got {value}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
         for field, table in (("mode", MODES), ("dtype", DTYPES), ("device", DEVICES)):
             check_known(field, [getattr(self, field)], table)
         check_known("variant", self.compared, VARIANTS)

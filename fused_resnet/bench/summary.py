@@ -62,5 +62,6 @@ def row(
         "step_ms": quantiles(step_ms),
         "saved_activation_bytes": saved_activation_bytes,
         "peak_device_bytes" if job.device == "cuda" else "peak_rss_bytes": peak_bytes,
+        "rounds": len(rounds),
         "speedup_vs_best_stock": None if job.variant in stock else speedup_vs_best_stock(rounds, job.variant, stock),
     }

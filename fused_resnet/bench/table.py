@@ -31,7 +31,8 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 
 def group_title(group: Sequence[Row]) -> str:
     """What the rows of a group have in common, beside :func:`caption`."""
-    return "{model}, batch {batch}, {allocator} allocator".format(**group[0])
+    title = "{model}, batch {batch}, {allocator} allocator".format(**group[0])
+    return f"{title}, {group[0]['rounds']} rounds" if "rounds" in group[0] else title  # older results do not say
 
 
 def caption(rows: Sequence[Row]) -> str:

@@ -42,6 +42,10 @@ def bench(
     ] = None,
     allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {', '.join(ALLOCATORS)} or both.")] = "both",
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Leave out rounds that would end later, but not the first two.", show_default="no limit"),
+    ] = Settings.minutes,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
     layers: Annotated[
         bool, typer.Option("--layers", help="Time each distinct convolution instead: forward, dgrad and wgrad.")
@@ -73,13 +77,19 @@ def bench(
     if layers:
         from .bench_layers import bench_layers
 
-        others = {"mode": mode != Settings.mode, "variants": variants, "allocator": allocator != "both"}
+        others = {
+            "mode": mode != Settings.mode,
+            "variants": variants,
+            "allocator": allocator != "both",
+            "minutes": minutes,
+        }
         return bench_layers(json, others | {"plot": plot, "html": html}, fields)
     with shown(BAD_INPUT, ValueError, ImportError):
         check_pictures(plot, html)
         settings = Settings(
             **fields,
             mode=mode,
+            minutes=minutes,
             variants=None if variants is None else variants.split(","),
             allocators=list(ALLOCATORS) if allocator == "both" else [allocator],
         )

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import fused_resnet
 from fused_resnet.bench import BenchError, child, run, runner
 from fused_resnet.bench.child import Child
 from fused_resnet.bench.settings import Settings
+from fused_resnet.bench.variants import VARIANTS
 
 TINY = {
     "models": ["fused_resnet:resnet20"],
@@ -73,8 +75,42 @@ def test_both_allocators_take_one_process_a_variant(monkeypatch):
     settings = TINY | {"variants": ["eager"], "allocators": ["default", "tuned"]}
     result = run(**settings, rounds=1, progress=lambda *state: done.append(state[1:]))
     assert started == ["default"] and done == [(unit, 6) for unit in range(6)]
-    assert asked == ["check", "warm_up", "step", "allocator", "warm_up", "step"]
+    assert asked == ["warm_up", "step", "allocator", "warm_up", "step"]
     assert [row["allocator"] for row in result.rows] == ["default", "tuned"]
+
+
+def test_minutes_leave_out_rounds_but_not_the_first_two():
+    done = []
+    settings = TINY | {"variants": ["eager"], "allocators": ["default", "tuned"]}
+    result = run(**settings, rounds=4, minutes=1e-3, progress=lambda *state: done.append(state[1:]))
+    assert [row["rounds"] for row in result.rows] == [2, 2]
+    assert done == [(unit, 12) for unit in (0, 1, 2, 3, 4, 7, 8, 9)]  # a start, a check, then warm-up and rounds, twice
+    assert [row["rounds"] for row in run(**settings, rounds=3, minutes=10).rows] == [3, 3]
+
+
+def test_compilers_of_the_next_model_work_before_anything_is_timed(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "eager", replace(VARIANTS["eager"], compiles=True))
+    events = []
+    send, receive = Child.send, Child.receive
+
+    def noted(self, do="start", **arguments):
+        events.append((self.name, do))
+        send(self, **arguments if do == "start" else arguments | {"do": do})
+
+    monkeypatch.setattr(Child, "send", noted)
+    monkeypatch.setattr(Child, "receive", lambda self: events.append((self.name, "reply")) or receive(self))
+    models = ["fused_resnet:resnet20", "fused_resnet:resnet32"]
+    result = run(**TINY | {"models": models}, rounds=1)
+    assert [(row["model"], row["variant"]) for row in result.rows] == [
+        (m, v) for m in models for v in ("fused", "eager")
+    ]
+    compilers = [f"{model}, variant eager" for model in models]
+    first_check = events.index((f"{models[0]}, variant fused", "check"))
+    timed = next(place for place, (_, what) in enumerate(events) if what == "warm_up")
+    for name in compilers:
+        assert events.index((name, "check")) < first_check  # it works beside the others
+        assert [what for who, what in events[:timed] if who == name] == ["start", "check", "reply", "reply"]
+    assert f"{models[1]}, variant fused" not in {who for who, _ in events[:timed]}
 
 
 def test_a_variant_that_computes_something_else_is_refused(planted_worker):

@@ -21,6 +21,7 @@ FIELDS = [
     "step_ms",
     "saved_activation_bytes",
     "peak_rss_bytes",
+    "rounds",
     "speedup_vs_best_stock",
 ]
 ROUNDS = [  # the machine is four times slower in the second round
@@ -45,7 +46,7 @@ def test_a_row_has_the_fields_of_the_contract():
     job = Settings(models=["resnet18"], batch=4, threads=2).job("resnet18", "fused")
     made = row(job, "tuned", ROUNDS, ["eager", "compile"], saved_activation_bytes=12, peak_bytes=34)
     assert list(made) == FIELDS
-    assert made["step_ms"]["median"] == 10.0
+    assert made["step_ms"]["median"] == 10.0 and made["rounds"] == 3
     assert made["img_per_s"] == pytest.approx({"median": 400.0, "p20": 220.0, "p80": 400.0})
     assert (made["saved_activation_bytes"], made["peak_rss_bytes"]) == (12, 34)
     assert (made["batch"], made["allocator"], made["variant"]) == (4, "tuned", "fused")

@@ -42,8 +42,9 @@ def error_of(capsys, *arguments):
         ("bench --layers --batch 0", "batch: expected at least 1, got 0"),
         (
             "bench --layers --mode infer --html page.html",
-            "--layers: expected none of --mode, --variants, --allocator, --plot, --html beside it, got --mode, --html",
+            "--allocator, --minutes, --plot, --html beside it, got --mode, --html",
         ),
+        ("bench --minutes 0", "minutes: expected more than 0, got 0.0"),
         ("bench --bacth 3", "No such option: --bacth"),
         ("fuse resnet19", "unknown model 'resnet19'; nearest: resnet"),
         ("fuse", "Missing argument"),
