@@ -41,11 +41,15 @@ def compare(
         environment = changed_environment(*results)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index in (0, 5) else "right")
+        table.add_column(column, justify="left" if index in (0, 5) else "right", no_wrap=index in (2, 3))
     styles = {"better": "bold green", "worse": "bold red"}
-    for change in changes:
-        table.add_row(*_cells(change), style=styles.get(change.verdict))
+    common, names = _names(changes)
+    for name, change in zip(names, changes, strict=True):
+        cells = [cell.replace(" (", "\n(") for cell in _cells(change)[1:]]
+        table.add_row(name, *cells, style=styles.get(change.verdict))
     console = Console()
+    if common:
+        console.print(common, markup=False)
     console.print(table)
     for name, (old, new) in environment.items():
         console.print(f"{name}: {old} before, {new} after", markup=False)
@@ -75,6 +79,16 @@ def _page(before: Path, after: Path, changes: list[Change], environment: dict[st
     page.table("In numbers", COLUMNS, rows)
     page.facts("What differs in the environment", {name: f"{old} → {new}" for name, (old, new) in environment.items()})
     return page.html()
+
+
+def _names(changes: list[Change]) -> tuple[str, list[str]]:
+    """What the names have in common, and each without it: a terminal is narrow."""
+    parts = [change.name.split(", ") for change in changes]
+    common = [part for part in parts[0] if len(parts) > 1 and all(part in other for other in parts)] if parts else []
+    return ", ".join(common), [
+        ", ".join(p for p in name if p not in common) or change.name
+        for name, change in zip(parts, changes, strict=True)
+    ]
 
 
 def _cells(change: Change) -> list[str]:

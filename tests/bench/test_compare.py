@@ -55,6 +55,21 @@ def test_environment() -> None:
     }
 
 
+def test_what_all_names_share_is_said_once_and_no_number_is_cut(
+    capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    both = bench("fused", 1234.5, 1234.6, 1234.7)
+    both["rows"] += bench("eager", 9.0, 10.0, 11.0)["rows"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(both))
+    assert main(["compare", str(path), str(path)]) == 0
+    first, *table = capsys.readouterr().out.splitlines()
+    rows = [line.split()[0] for line in table if "img/s" in line]
+    assert "resnet18" in first and "threads" in first and rows == ["fused", "eager"]
+    assert sum(line.count("(1234.50-1234.70)") for line in table) == 2
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="expected the JSON of bench or profile, got one with losses"):
         compare({"losses": []}, bench("fused", 1, 1, 1))
