@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def profile(
     for name, value in (("batch", batch), ("image-size", image_size), ("steps", steps), ("threads", threads)):
         if value is not None and value < 1:
             raise CommandError(f"{name}: expected at least 1, got {value}", BAD_INPUT)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler says on stderr when it starts and stops
     import torch
 
     from ..models.registry import create_model
