@@ -24,7 +24,7 @@ def profile(
     image_size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = 224,
     steps: Annotated[int, typer.Option(help="Timed steps of each variant.")] = 5,
     threads: Threads = None,
-    allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {' or '.join(ALLOCATORS)}.")] = "tuned",
+    allocator: Annotated[str, typer.Option(help=f"glibc's malloc: {' or '.join(ALLOCATORS)}.")] = "default",
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
     json: JsonPath = None,
     trace: Annotated[Path | None, typer.Option(help="Write a trace of both for Chrome or Perfetto.")] = None,
@@ -35,8 +35,8 @@ def profile(
 
     By phase, stage, block and operator. The two take turns, step by step. Ctrl-C keeps the results so far.
 
-    malloc is "tuned" to keep freed memory. With glibc's "default" it goes back to the system, and to clear it again
-    takes a share of the step that changes from one to the next.
+    malloc is as your programs have it, glibc's "default", under which stock PyTorch's freed memory goes back to the
+    system, which clears it again; "tuned" keeps it.
     """
     check_writable(json, trace, plot, html)
     for name, value in (("batch", batch), ("image-size", image_size), ("steps", steps), ("threads", threads)):
