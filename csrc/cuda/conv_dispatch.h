@@ -26,11 +26,11 @@ inline int64_t divide_up(int64_t n, int64_t by) {
   return (n + by - 1) / by;
 }
 
-// What the output of a pass is as a matrix.
+// What the output of a pass is: so many matrices, of groups and phases.
 struct OutputMatrix {
-  int64_t rows, columns, groups;
+  int64_t rows, columns, count;
 
-  int64_t tiles(int64_t size) const { return divide_up(rows, size) * divide_up(columns, size) * groups; }
+  int64_t tiles(int64_t size) const { return divide_up(rows, size) * divide_up(columns, size) * count; }
 };
 
 inline bool is_aligned(std::initializer_list<const void*> pointers) {
@@ -107,7 +107,7 @@ inline bool make_geometry(const ConvShape& shape, ConvGeometry& geometry) {
               int(shape.groups),
               int(shape.channels / shape.groups),
               int(shape.out_channels / shape.groups),
-              int(in_pixels),
+              int(shape.batch),
               int(out_pixels)};
   return true;
 }
@@ -141,7 +141,7 @@ template <class Traits, class Params>
 cudaError_t launch_tiles(void (*kernel)(Params), int shared_bytes, const OutputMatrix& output, Stream stream,
                          const Params& params) {
   const int64_t blocks =
-      divide_up(output.rows, Traits::kRows) * divide_up(output.columns, Traits::kColumns) * output.groups;
+      divide_up(output.rows, Traits::kRows) * divide_up(output.columns, Traits::kColumns) * output.count;
   if (!fits_grid(blocks)) return cudaErrorInvalidValue;
   return launch(kernel, dim3(unsigned(blocks)), dim3(Traits::kThreads), shared_bytes, static_cast<cudaStream_t>(stream),
                 params);

@@ -17,25 +17,33 @@ struct ForwardOperands {
 
   const ConvForwardParams& p;
   const TilePlace place;
-  DeepPixels<Traits, false> pixels;
-  TapWalk fetched, arrived;
+  DeepPixels<Traits> pixels;
+  TapWalk fetched;
+  int arrived = 0;  // channel
 
   __device__ __forceinline__ ForwardOperands(const ConvForwardParams& params, const TilePlace& tile)
-      : p(params), place(tile), pixels(params.geometry, tile.group, tile.first_row) {}
+      : p(params),
+        place(tile),
+        pixels(source_image(params.geometry), tile.group,
+               [&](int row) {
+                 return pixel_row(params.geometry, tile.row_tile * Traits::kRows + row, params.geometry.out_pixels);
+               }),
+        fetched(params.geometry.kernel_w, 1, 1, 0) {}
 
   __device__ __forceinline__ void fetch(unsigned char* at, int stage) {
     const ConvGeometry& g = p.geometry;
-    pixels.fetch(fetched, stage, static_cast<const T*>(p.x), at + kOffsetA, nullptr, nullptr);
-    Filter<Traits, true>::fetch(g, fetched, static_cast<const T*>(p.weight), place.group, place.first_column,
-                                at + kOffsetB);
-    fetched.advance(Traits::kDepth, g.group_channels, g.kernel_w);
+    pixels.fetch(fetched.r * g.dilation_h, fetched.s * g.dilation_w, fetched.channel, stage, static_cast<const T*>(p.x),
+                 at + kOffsetA, nullptr, nullptr);
+    Filter<Traits, true>::fetch(g, fetched.tap, fetched.channel, static_cast<const T*>(p.weight), place.group,
+                                place.first_column, at + kOffsetB);
+    fetched.advance(Traits::kDepth, g.group_channels);
   }
 
   __device__ __forceinline__ void transform(unsigned char* at, int stage) {
     using Chunks = DeepChunks<Traits>;
     const ConvGeometry& g = p.geometry;
     if (is_needed(p.prologue)) {
-      const int channel = arrived.channel + Chunks::column();
+      const int channel = arrived + Chunks::column();
       const int valid = valid_elements<Traits>(channel, g.group_channels);
       ChannelTerms<Traits::kChunk> terms;
       load_norm<Traits>(p.prologue, pixels.first_channel + channel, valid, terms);
@@ -45,7 +53,7 @@ struct ForwardOperands {
                                Chunks::at(at + kOffsetA, Traits::kDeepPitch, i));
       }
     }
-    arrived.advance(Traits::kDepth, g.group_channels, g.kernel_w);
+    arrived = next_channel(arrived, Traits::kDepth, g.group_channels);
   }
 };
 
@@ -56,6 +64,7 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
   using T = typename Traits::T;
   using Chunks = ThreadChunks<Traits, Traits::kColumns * sizeof(T)>;
   const ConvGeometry& g = p.geometry;
+  const int first_row = place.row_tile * Traits::kRows;
   const int column = Chunks::column(),
             valid = valid_elements<Traits>(place.first_column + column, g.group_out_channels);
   const int channel = place.group * g.group_out_channels + place.first_column + column;
@@ -64,8 +73,8 @@ __device__ __forceinline__ void store_output(const ConvForwardParams& p, const T
   load_channels<Traits::kVector>(p.bias, channel, valid, 0.f, bias);
   load_norm<Traits>(p.epilogue, channel, valid, terms);
   if (valid <= 0) return;
-  for (int row = Chunks::row(0); row < Traits::kRows && place.first_row + row < g.out_pixels; row += Chunks::kRowStep) {
-    const int64_t offset = int64_t(place.first_row + row) * g.out_channels + channel;
+  for (int row = Chunks::row(0); row < Traits::kRows && first_row + row < g.out_pixels; row += Chunks::kRowStep) {
+    const int64_t offset = int64_t(first_row + row) * g.out_channels + channel;
     float* const at = tile + row * Traits::kTilePitch + column;
     float v[Traits::kChunk];
     load_floats(at, v);
@@ -100,7 +109,7 @@ __device__ __forceinline__ void store_tile_moments(const ConvForwardParams& p, c
   constexpr int kShares = Traits::kThreads / Traits::kColumns, kShareRows = Traits::kRows / kShares;
   const ConvGeometry& g = p.geometry;
   const int column = threadIdx.x % Traits::kColumns, share = threadIdx.x / Traits::kColumns;
-  const int rows = least(Traits::kRows, g.out_pixels - place.first_row);
+  const int rows = least(Traits::kRows, g.out_pixels - place.row_tile * Traits::kRows);
   const int end = least(rows, (share + 1) * kShareRows);
   const float first = tile[column];
   float sum = 0.f, squares = 0.f;

@@ -10,57 +10,65 @@
 namespace fused_resnet {
 namespace conv {
 
-// Where a row of the product lies: its image's first source pixel, and the source of tap (0, 0).
+// The image that an operand is gathered from: its sizes, channels in all and of a group.
+struct SourceImage {
+  int height, width, channels, group_channels;
+};
+
+// Where a row of the product lies: its image's first source pixel, and the source of the first tap.
 struct PixelRow {
   int image, h, w;
 };
 
-// The output pixel of forward and wgrad, or (transposed) the input pixel of dgrad; beyond `end` one without sources.
-template <bool transposed>
+__device__ __forceinline__ SourceImage source_image(const ConvGeometry& g) {
+  return {g.height, g.width, g.channels, g.group_channels};
+}
+
+// A row without sources.
+__device__ __forceinline__ PixelRow no_pixel() {
+  return {0, -(1 << 30), 0};
+}
+
+// The output pixel of forward and wgrad; none from `end` on.
 __device__ __forceinline__ PixelRow pixel_row(const ConvGeometry& g, int pixel, int end) {
-  if (pixel >= end) return {0, -(1 << 30), 0};
-  const int width = transposed ? g.width : g.out_width, height = transposed ? g.height : g.out_height;
-  const int w = pixel % width, line = pixel / width, h = line % height, n = line / height;
-  if constexpr (transposed) {
-    return {n * g.out_height * g.out_width, h + g.pad_h, w + g.pad_w};
-  } else {
-    return {n * g.height * g.width, h * g.stride_h - g.pad_h, w * g.stride_w - g.pad_w};
-  }
+  if (pixel >= end) return no_pixel();
+  const int w = pixel % g.out_width, line = pixel / g.out_width, h = line % g.out_height, n = line / g.out_height;
+  return {n * g.height * g.width, h * g.stride_h - g.pad_h, w * g.stride_w - g.pad_w};
 }
 
-// The pixel that tap (r, s) reads, -1 where there is none.
-template <bool transposed>
-__device__ __forceinline__ int source_pixel(const ConvGeometry& g, const PixelRow& row, int r, int s) {
-  if constexpr (transposed) {
-    int h = row.h - r * g.dilation_h, w = row.w - s * g.dilation_w;
-    if (h < 0 || w < 0) return -1;
-    if (g.stride_h != 1) {
-      if (h % g.stride_h) return -1;
-      h /= g.stride_h;
-    }
-    if (g.stride_w != 1) {
-      if (w % g.stride_w) return -1;
-      w /= g.stride_w;
-    }
-    return h < g.out_height && w < g.out_width ? row.image + h * g.out_width + w : -1;
-  } else {
-    const int h = row.h + r * g.dilation_h, w = row.w + s * g.dilation_w;
-    const bool inside = unsigned(h) < unsigned(g.height) && unsigned(w) < unsigned(g.width);
-    return inside ? row.image + h * g.width + w : -1;
-  }
+// The pixel that lies so far down and right of the row's own, -1 where there is none.
+__device__ __forceinline__ int source_pixel(const SourceImage& image, const PixelRow& row, int down, int right) {
+  const int h = row.h + down, w = row.w + right;
+  const bool inside = unsigned(h) < unsigned(image.height) && unsigned(w) < unsigned(image.width);
+  return inside ? row.image + h * image.width + w : -1;
 }
 
-// Position in the sum over taps and channels of forward and dgrad, kDepth channels a step.
+// Position in the sum over taps and channels of forward and dgrad, kDepth channels a step. r and s count the taps that
+// are walked; `tap` is the filter's own number of this one.
 struct TapWalk {
-  int r = 0, s = 0, tap = 0, channel = 0;
+  int taps_w;              // of a row
+  int tap_step, row_step;  // from one tap of a row to the next, and from its last to the next row's first
+  int tap, r = 0, s = 0, channel = 0;
 
-  __device__ __forceinline__ void advance(int depth, int channels, int kernel_w) {
+  __device__ __forceinline__ TapWalk(int row_taps, int step, int to_next_row, int first)
+      : taps_w(row_taps), tap_step(step), row_step(to_next_row), tap(first) {}
+
+  __device__ __forceinline__ void advance(int depth, int channels) {
     channel += depth;
     if (channel < channels) return;
-    channel = 0, ++tap;
-    if (++s == kernel_w) s = 0, ++r;
+    channel = 0;
+    if (++s < taps_w) {
+      tap += tap_step;
+    } else {
+      s = 0, ++r, tap += row_step;
+    }
   }
 };
+
+// The channel of the step after `channel`'s.
+__device__ __forceinline__ int next_channel(int channel, int depth, int channels) {
+  return channel + depth < channels ? channel + depth : 0;
+}
 
 // One thread's chunks of an operand: chunk i is `row(i)`, and elements [column(), column() + kChunk) of it.
 template <class Traits, int row_bytes>
@@ -112,37 +120,34 @@ __device__ __forceinline__ int valid_elements(int channel, int channels) {
 }
 
 // Rows of pixels, deep: kRows pixels by kDepth channels of one tap.
-template <class Traits, bool transposed>
+template <class Traits>
 struct DeepPixels {
   using T = typename Traits::T;
   using Chunks = DeepChunks<Traits>;
 
-  const ConvGeometry& g;
-  int channels, group_channels, first_channel;  // of the source: per pixel, per group, of this group
+  const SourceImage image;
+  const int first_channel;
   PixelRow rows[Traits::kChunksPerThread];
   RealChunks real;
 
-  __device__ __forceinline__ DeepPixels(const ConvGeometry& geometry, int group, int first_row) : g(geometry) {
-    channels = transposed ? g.out_channels : g.channels;
-    group_channels = transposed ? g.group_out_channels : g.group_channels;
-    first_channel = group * group_channels;
+  // `row_of(i)` is the PixelRow of the tile's row i.
+  template <class RowOf>
+  __device__ __forceinline__ DeepPixels(const SourceImage& source, int group, const RowOf& row_of)
+      : image(source), first_channel(group * source.group_channels) {
 #pragma unroll
-    for (int i = 0; i < Traits::kChunksPerThread; ++i) {
-      rows[i] = pixel_row<transposed>(g, first_row + Chunks::row(i), transposed ? g.in_pixels : g.out_pixels);
-    }
+    for (int i = 0; i < Traits::kChunksPerThread; ++i) rows[i] = row_of(Chunks::row(i));
   }
 
-  // Into `first` the chunks of x, and into `second`, unless it is null, those of y, which has the same shape.
-  __device__ __forceinline__ void fetch(const TapWalk& walk, int stage, const T* x, unsigned char* first, const T* y,
-                                        unsigned char* second) {
-    const int channel = walk.channel + Chunks::column();
-    const int exist = valid_elements<Traits>(channel, group_channels);
+  // Into `first` the chunks of x at a tap and from a channel on, and into `second`, unless it is null, those of y,
+  // which has the same shape.
+  __device__ __forceinline__ void fetch(int down, int right, int from, int stage, const T* x, unsigned char* first,
+                                        const T* y, unsigned char* second) {
+    const int channel = from + Chunks::column(), exist = valid_elements<Traits>(channel, image.group_channels);
     unsigned chunks = 0;
 #pragma unroll
     for (int i = 0; i < Traits::kChunksPerThread; ++i) {
-      const int pixel = source_pixel<transposed>(g, rows[i], walk.r, walk.s);
-      const int valid = pixel < 0 ? 0 : exist;
-      const int64_t offset = int64_t(pixel) * channels + first_channel + channel;
+      const int pixel = source_pixel(image, rows[i], down, right), valid = pixel < 0 ? 0 : exist;
+      const int64_t offset = int64_t(pixel) * image.channels + first_channel + channel;
       fetch_chunk<Traits>(Chunks::at(first, Traits::kDeepPitch, i), x, offset, valid);
       if (second) fetch_chunk<Traits>(Chunks::at(second, Traits::kDeepPitch, i), y, offset, valid);
       chunks |= unsigned(valid > 0) << i;
@@ -159,15 +164,16 @@ struct Filter {
   using Chunks = std::conditional_t<deep, DeepChunks<Traits>, WideChunksN<Traits>>;
   static constexpr int kPitch = deep ? Traits::kDeepPitch : Traits::kWidePitchN;
 
-  static __device__ __forceinline__ void fetch(const ConvGeometry& g, const TapWalk& walk, const T* weight, int group,
+  // `from` is the first channel of the sum.
+  static __device__ __forceinline__ void fetch(const ConvGeometry& g, int tap, int from, const T* weight, int group,
                                                int first_column, unsigned char* operand) {
-    const int first_k = deep ? first_column : walk.channel;
-    const int channel = (deep ? walk.channel : first_column) + Chunks::column();
+    const int first_k = deep ? first_column : from;
+    const int channel = (deep ? from : first_column) + Chunks::column();
     const int exist = valid_elements<Traits>(channel, g.group_channels);
 #pragma unroll
     for (int i = 0; i < Traits::kChunksPerThread; ++i) {
       const int k = first_k + Chunks::row(i), valid = k < g.group_out_channels ? exist : 0;
-      const int64_t row = int64_t(group * g.group_out_channels + k) * g.kernel_h * g.kernel_w + walk.tap;
+      const int64_t row = int64_t(group * g.group_out_channels + k) * g.kernel_h * g.kernel_w + tap;
       fetch_chunk<Traits>(Chunks::at(operand, kPitch, i), weight, row * g.group_channels + channel, valid);
     }
   }

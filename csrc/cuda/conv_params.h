@@ -13,7 +13,7 @@ struct ConvGeometry {
   int out_height, out_width, out_channels;
   int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int groups, group_channels, group_out_channels;
-  int in_pixels, out_pixels;  // N H W and N OH OW
+  int batch, out_pixels;  // N and N OH OW
 };
 
 // u = act(norm(x)); mean null: no norm.
@@ -50,8 +50,17 @@ struct ConvForwardParams {
   float* partial;        // [row tiles, kMomentParts, K]; null: no statistics
 };
 
+// Along one axis of x: how many phases there are, see conv_phases.h, and how far it is from one tap of a phase to the
+// next, in the filter and, backwards, in g.
+struct PhaseSteps {
+  int phases;  // of a row or column that is shorter than the stride, as many as it is long
+  int tap;     // stride / gcd(stride, dilation)
+  int source;  // dilation / gcd(stride, dilation)
+};
+
 struct ConvDgradParams {
   ConvGeometry geometry;
+  PhaseSteps steps_h, steps_w;
   const void* g_y;  // [N, OH, OW, K]
   const void* y;    // [N, OH, OW, K]
   GradientTerms gradient;

@@ -53,14 +53,14 @@ constexpr int kSharedBytes =
 
 // Which tile a block computes. Neighbouring blocks share their rows, the larger operand, and find them in L2.
 struct TilePlace {
-  int first_row, first_column, group, row_tile;
+  int row_tile, first_column, group;
 };
 
 template <class Traits>
 __device__ __forceinline__ TilePlace tile_place(int columns, int groups) {
   const int column_tiles = (columns + Traits::kColumns - 1) / Traits::kColumns, per_row = column_tiles * groups;
   const int row_tile = blockIdx.x / per_row, within = blockIdx.x % per_row;
-  return {row_tile * Traits::kRows, within % column_tiles * Traits::kColumns, within / column_tiles, row_tile};
+  return {row_tile, within % column_tiles * Traits::kColumns, within / column_tiles};
 }
 
 }  // namespace conv

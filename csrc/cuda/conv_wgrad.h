@@ -75,8 +75,9 @@ struct WgradOperands {
     }
 #pragma unroll
     for (int i = 0; i < Traits::kChunksPerThread; ++i) {
-      const PixelRow row = pixel_row<false>(g, pixel + ChunksX::row(i), place.end_pixel);
-      const int source = source_pixel<false>(g, row, place.r, place.s), valid = source < 0 ? 0 : x_valid;
+      const PixelRow row = pixel_row(g, pixel + ChunksX::row(i), place.end_pixel);
+      const int source = source_pixel(source_image(g), row, place.r * g.dilation_h, place.s * g.dilation_w);
+      const int valid = source < 0 ? 0 : x_valid;
       fetch_chunk<Traits>(ChunksX::at(at + kOffsetB, Traits::kWidePitchN, i), static_cast<const T*>(p.x),
                           int64_t(source) * g.channels + x_channel, valid);
       chunks_x |= unsigned(valid > 0) << i;

@@ -28,6 +28,8 @@ CASES = (
     ((1, 8, 9, 7), (16, 8, 3, 3), Conv((2, 1), (1, 1), (1, 1), 1)),
     ((1, 5, 5, 4), (3, 5, 1, 1), Conv((1, 2), (0, 0), (1, 1), 1)),
 )
+# Of three phases of rows, each is reached by one tap, in another order; of two of columns, one by all, one by none.
+PHASES = ((1, 8, 11, 8), (8, 8, 3, 3), Conv((3, 2), (1, 2), (2, 2), 1))
 LONG = ((1, 8, 24, 25), (8, 8, 1, 1), Conv((1, 1), (0, 0), (1, 1), 1))  # more pixels than one split of wgrad takes
 
 
@@ -78,7 +80,7 @@ def conv_forward() -> Iterator[Pair]:
 
 def conv_dgrad() -> Iterator[Pair]:
     torch.manual_seed(0)
-    for case in CASES:
+    for case in (*CASES, PHASES):
         yield from Inputs(case).backward((True, False, False))
 
 

@@ -19,6 +19,7 @@ namespace cuda_on_cpu {
 Lane* self;
 uint3 block_index;
 dim3 block_size, grid_size;
+Work cuda_on_cpu_work;
 
 namespace {
 

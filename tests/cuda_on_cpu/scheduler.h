@@ -37,6 +37,15 @@ struct Thread : Lane {
   unsigned atomic_count;
 };
 
+// What the launches did since a test cleared it: see work.py.
+struct Work {
+  uint64_t products;      // mma.sync, one a warp
+  uint64_t bytes_copied;  // by cp.async, from device memory
+  uint64_t bytes_of_zeros;
+};
+
+extern "C" Work cuda_on_cpu_work;
+
 inline Thread* current() {
   return static_cast<Thread*>(self);
 }

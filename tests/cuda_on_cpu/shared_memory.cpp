@@ -148,6 +148,8 @@ void cp_async(void* shared, const void* global, unsigned bytes, unsigned valid_b
   if (thread->copy_count == Thread::kMaxCopies)
     fail("more than %u cp.async under way in one thread", thread->kMaxCopies);
   thread->copies[thread->copy_count++] = {shared, global, bytes, valid_bytes};
+  cuda_on_cpu_work.bytes_copied += valid_bytes;
+  cuda_on_cpu_work.bytes_of_zeros += bytes - valid_bytes;
   // Undefined until waited for. memset is seen by the sanitizers: a write here, another where the copy lands.
   std::memset(shared, 0xff, bytes);
   mark(shared, bytes, false);

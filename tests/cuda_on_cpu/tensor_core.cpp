@@ -38,6 +38,7 @@ T input(const Lane* lane, int offset_bytes) {
 // d += a b, where lane 4 g + t holds d[g][2 t], d[g][2 t + 1], and the same of row g + 8. Its d is at 24 bytes of `in`.
 template <int kDepth>
 void multiply(Lane* const (&lanes)[32], const float (&a)[16][kDepth], const float (&b)[kDepth][8]) {
+  ++cuda_on_cpu_work.products;
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
