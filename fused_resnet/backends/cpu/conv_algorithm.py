@@ -1,6 +1,6 @@
 """Which algorithm computes a convolution on CPU: the one table of the choice.
 
-``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists,
+``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|winograd_s2|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists,
 for tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all of float32's bits.
 """
 
@@ -19,7 +19,7 @@ from ..precision import get_float32_conv_precision
 __all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
 
 # The numbering is that of ConvAlgorithm in csrc/shapes.h.
-CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "bf16x1", "bf16x3", "bf16x6")
+CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "winograd_s2", "bf16x1", "bf16x3", "bf16x6")
 
 _ENVIRONMENT = "FUSED_RESNET_CONV"
 
@@ -37,6 +37,12 @@ class Geometry(NamedTuple):
         """3x3, stride 1, dense, with at most two pixels of padding."""
         conv, kernel = self.conv, tuple(self.weight_shape[2:])
         return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
+
+    @property
+    def has_strided_winograd(self) -> bool:
+        """3x3, stride 2, padding 1, dense."""
+        conv, kernel = self.conv, tuple(self.weight_shape[2:])
+        return kernel == (3, 3) and conv == Conv((2, 2), (1, 1), (1, 1), 1)
 
     @property
     def suits_winograd(self) -> bool:
@@ -74,6 +80,14 @@ class Geometry(NamedTuple):
         f2, f4 = ((tile + 2) ** 2 * -(-height // tile) * -(-width // tile) for tile in (2, 4))
         return f2 <= f4
 
+    def has(self, algorithm: str) -> bool:
+        """Whether the algorithm computes this convolution at all."""
+        if algorithm == "winograd_s2":
+            return self.has_strided_winograd
+        if algorithm.startswith("winograd"):
+            return self.has_winograd
+        return algorithm == "direct" or self.has_parts
+
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
@@ -106,5 +120,4 @@ def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequen
     chosen = next(name for name, holds in _TABLE if holds(geometry))
     if forced == "auto":
         return chosen
-    exists = geometry.has_parts if forced.startswith("bf16") else geometry.has_winograd
-    return forced if exists else "direct"
+    return forced if geometry.has(forced) else "direct"
