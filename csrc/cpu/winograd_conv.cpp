@@ -14,8 +14,9 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-constexpr int64_t kOwnBytes = 640 * 1024;           // of L2, for a block of one thread's
-constexpr int64_t kSharedBytes = 12 * 1024 * 1024;  // of L3, for a block of all threads
+constexpr int64_t kOwnBytes = 640 * 1024;                   // of L2, for a block of one thread's
+constexpr int64_t kSharedBytes = 6 * 1024 * 1024;           // of L3, for a block of all threads
+constexpr int64_t kSharedStreamedBytes = 12 * 1024 * 1024;  // the same where each block reads its filter from memory
 constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
 constexpr int64_t kStreamedBytes = 16 * 1024 * 1024;  // a packed filter that no cache keeps until it is read
 
@@ -27,6 +28,11 @@ int64_t padded_outputs(const Filter<S>& filter) {
 template <class Form, class S>
 int64_t packed_size(const Filter<S>& filter) {
   return Form::kProducts * padded_outputs(filter) * filter.inputs;
+}
+
+template <class Form, class S>
+bool is_streamed(const Filter<S>& filter) {
+  return packed_size<Form>(filter) * static_cast<int64_t>(sizeof(S)) > kStreamedBytes;
 }
 
 template <class Form, class S>
@@ -48,7 +54,8 @@ class WinogradConv {
     const int64_t total = plan.batch * tiles_h_;
     const int64_t row_bytes = tiles_w_ * (kInPlanes * inputs_ + kOutPlanes * outputs_) * sizeof(S);
     is_shared_ = packed_size<Form>(filter) * static_cast<int64_t>(sizeof(S)) > kLargeFilterBytes;
-    rows_ = is_shared_ ? std::clamp<int64_t>(kSharedBytes / row_bytes, 1, total)
+    const int64_t shared_bytes = is_streamed<Form>(filter) ? kSharedStreamedBytes : kSharedBytes;
+    rows_ = is_shared_ ? std::clamp<int64_t>(shared_bytes / row_bytes, 1, total)
                        : std::clamp<int64_t>(kOwnBytes / row_bytes, 1, (total + threads - 1) / threads);
     const int64_t tiles = rows_ * tiles_w_;
     // A cache line more, so that the planes of a tile do not share one set of a cache.
@@ -193,7 +200,7 @@ template <class Form, class S>
 void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
   constexpr int N = kLanes<S>;
   const int64_t columns = std::min(kPanel<S>, padded - first);
-  const bool is_large = packed_size<Form>(f) * static_cast<int64_t>(sizeof(S)) > kStreamedBytes;
+  const bool streams = is_streamed<Form>(f);
   S* products[Form::kProducts];
   for (int plane = 0; plane < Form::kOutPlanes; ++plane) {
     const Range r = Form::products_of(plane);
@@ -210,7 +217,7 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
         Form::filter([&](int i, int j) { return load(taps[i * 3 + j][c]); },
                      [&](int product, Vector<S> value) {
                        S* to = products[product] + offset;
-                       is_large ? stream(to, value) : store(to, value);
+                       streams ? stream(to, value) : store(to, value);
                      });
       }
     }

@@ -95,12 +95,14 @@ def test_winograd(isa: str, algorithm: str, shape: tuple, padding: tuple, monkey
 
 
 @pytest.mark.parametrize("channels", [(64, 128), (17, 64), (65, 33), (3, 5)], ids=str)
-@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 1, 1), (3, 2, 31), (1, 7, 13), (3, 15, 20), (2, 9, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 16, 16), (3, 1, 1), (3, 2, 31), (1, 7, 13), (3, 15, 20), (2, 9, 2)], ids=str)
 def test_winograd_of_stride_2(isa: str, shape: tuple, channels: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """Odd and even sizes, single pixels of output, tiles that stand over: with norm, activation and statistics."""
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
     n, height, width = shape
     for dtype, atol in ((torch.float64, 2e-12), (torch.float32, 2e-5), (torch.bfloat16, None)):
+        if dtype == torch.bfloat16 and height * width == 1:
+            continue  # stock's weight gradient of 65 channels has NaN there
         args = arguments((n, *channels, height, width, (3, 3), (2, 2), (1, 1), (1, 1), 1), dtype)
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
 
@@ -150,6 +152,14 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
     ) | dict.fromkeys((1, 2, 5, 6), "winograd_f2")
     assert chosen(shape=(512, 512, 3, 3), size=7) == "winograd_f4"
     assert chosen(shape=(512, 512, 3, 3), size=7, n=1) == "direct"
+    strided = dense._replace(stride=(2, 2))
+    assert chosen(strided, size=28) == chosen(strided, size=28, n=1) == chosen(strided, n=16) == "winograd_s2"
+    assert chosen(strided, size=28, dtype=torch.bfloat16) == chosen(strided, size=28, dtype=torch.float16)
+    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
+    assert chosen(strided, n=8) == chosen(strided, size=7, n=32) == chosen(strided, size=28, dtype=torch.float64)
+    assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == chosen(strided, n=8) == "direct"
+    for other in (strided._replace(padding=(0, 1)), strided._replace(dilation=(2, 2)), strided._replace(groups=2)):
+        assert chosen(other, size=28) == "direct"
     assert (
         chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
     )
@@ -159,12 +169,18 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(CHOICE, "has_dot_products", lambda: True)
     assert chosen(dtype=torch.bfloat16) == "winograd_f4"
     assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "bf16x1"
+    assert chosen(strided, size=28, dtype=torch.bfloat16) == "bf16x1"
+    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
     assert chosen(shape=(64, 3, 1, 1), dtype=torch.bfloat16) == chosen(shape=(64, 64, 1, 1)) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
     assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"
+    assert chosen(strided, size=28) == "direct"
     assert chosen(shape=(64, 64, 1, 1)) == "direct"
+    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
+    assert chosen(strided, n=1, dtype=torch.float64) == "winograd_s2"
+    assert chosen() == chosen(strided._replace(padding=(2, 2))) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "direct")
-    assert chosen() == "direct"
+    assert chosen() == chosen(strided, size=28) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "fft")
     with pytest.raises(ValueError, match=r"FUSED_RESNET_CONV: expected auto or one of direct, .*, got 'fft'"):
         chosen()
