@@ -157,7 +157,8 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
     assert chosen(strided, size=28, dtype=torch.bfloat16) == chosen(strided, size=28, dtype=torch.float16)
     assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
     assert chosen(strided, n=8) == chosen(strided, size=7, n=32) == chosen(strided, size=28, dtype=torch.float64)
-    assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == chosen(strided, n=8) == "direct"
+    assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == "winograd_s2"
+    assert chosen(strided, size=28, shape=(32, 16, 3, 3)) == chosen(strided, n=8) == "direct"
     for other in (strided._replace(padding=(0, 1)), strided._replace(dilation=(2, 2)), strided._replace(groups=2)):
         assert chosen(other, size=28) == "direct"
     assert (

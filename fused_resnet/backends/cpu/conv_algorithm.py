@@ -61,7 +61,7 @@ class Geometry(NamedTuple):
         """The same for stride 2: a tile costs what 11.25 outputs cost directly, and the filter what 20 tiles do."""
         n, _, height, width = self.output_shape
         tiles = n * -(-height // 4) * -(-width // 4)
-        is_worth_it = min(self.weight_shape[:2]) >= 64 and n * height * width > 11.25 * (tiles + 20)
+        is_worth_it = min(self.weight_shape[:2]) >= 32 and n * height * width > 11.25 * (tiles + 20)
         return self.has_strided_winograd and self.allows_winograd and is_worth_it
 
     @property
