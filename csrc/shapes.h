@@ -55,7 +55,8 @@ struct FilterStrides {
 };
 
 // How a convolution is computed. The numbering is that of CONV_ALGORITHMS in fused_resnet/backends/conv_algorithm.py.
+// winograd_f2, winograd_f4: of stride 1; winograd_s2: of stride 2.
 // bf16x1, bf16x3, bf16x6: direct, every float as the sum of 1, 2 or 3 bfloat16 numbers, in so many products of them.
-enum class ConvAlgorithm : int { direct, winograd_f2, winograd_f4, bf16x1, bf16x3, bf16x6 };
+enum class ConvAlgorithm : int { direct, winograd_f2, winograd_f4, winograd_s2, bf16x1, bf16x3, bf16x6 };
 
 }  // namespace fused_resnet

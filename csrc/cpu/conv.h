@@ -150,7 +150,8 @@ struct GatherPlan {
   static GatherPlan dgrad(const ConvShape& shape);
 };
 
-// A 3x3 convolution of stride 1 in a form that forward and dgrad share.
+// A 3x3 convolution in a form that forward and dgrad share. dgrad of stride 2 begins with the first gradient, its
+// padding being 1.
 struct WinogradPlan {
   int64_t batch, in_height, in_width, out_height, out_width, pad_h, pad_w;
 
@@ -158,7 +159,14 @@ struct WinogradPlan {
     return {s.batch, s.height, s.width, s.out_height, s.out_width, s.pad_h, s.pad_w};
   }
   static WinogradPlan dgrad(const ConvShape& s) {
-    return {s.batch, s.out_height, s.out_width, s.height, s.width, 2 - s.pad_h, 2 - s.pad_w};
+    const bool is_strided = s.stride_h == 2;
+    return {s.batch,
+            s.out_height,
+            s.out_width,
+            s.height,
+            s.width,
+            is_strided ? 0 : 2 - s.pad_h,
+            is_strided ? 0 : 2 - s.pad_w};
   }
 };
 
@@ -192,17 +200,17 @@ template <int kParts>
 void line_wgrad(const ConvShape& shape, const Source<float>& u, const Source<float>& g, int threads, float* g_weight,
                 const FilterStrides& strides);
 
-// Winograd F(m x m, 3x3), m = 2 or 4.
+// 3x3, by one of the Winograd algorithms.
 template <class S>
-int64_t packed_winograd_size(int m, const Filter<S>& filter);
+int64_t packed_winograd_size(ConvAlgorithm algorithm, const Filter<S>& filter);
 template <class S>
-void pack_winograd(int m, const Filter<S>& filter, int threads, S* packed);
+void pack_winograd(ConvAlgorithm algorithm, const Filter<S>& filter, int threads, S* packed);
 template <class S>
-void winograd_conv(int m, const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
-                   Sink<S>& sink, int threads);
+void winograd_conv(ConvAlgorithm algorithm, const WinogradPlan& plan, const Filter<S>& filter, const S* packed,
+                   const Source<S>& source, Sink<S>& sink, int threads);
 template <class S>
-void winograd_wgrad(int m, const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
-                    const FilterStrides& strides);
+void winograd_wgrad(ConvAlgorithm algorithm, const ConvShape& shape, const Source<S>& u, const Source<S>& g,
+                    int threads, S* g_weight, const FilterStrides& strides);
 
 }  // namespace FUSED_RESNET_TARGET
 }  // namespace fused_resnet

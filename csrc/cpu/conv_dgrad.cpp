@@ -10,7 +10,8 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// dgrad of a 3x3 convolution of stride 1 is one too, with the filter turned by 180 degrees.
+// dgrad of a 3x3 convolution of stride 1 is one too, with the filter turned by 180 degrees; Winograd's dgrad of stride
+// 2 reads it turned as well.
 template <class S>
 Filter<S> turned(Filter<S> f) {
   f.data += 2 * f.r_stride + 2 * f.s_stride;
@@ -22,13 +23,13 @@ Filter<S> turned(Filter<S> f) {
 // `sink` is a Sink and a PieceSink.
 template <class S, class AnySink>
 void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, AnySink& sink) {
-  const int m = winograd_size(a), threads = threads_for_conv(a);
+  const int threads = threads_for_conv(a);
   const Filter<S> filter = Filter<S>::dgrad(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::dgrad(a.shape);
-  if (m) {
+  if (is_winograd(a)) {
     const Filter<S> turned_filter = turned(filter);
     const S* packed = packed_filter(a, plan, turned_filter);
-    winograd_conv<S>(m, WinogradPlan::dgrad(a.shape), turned_filter, packed, source, sink, threads);
+    winograd_conv<S>(a.algorithm, WinogradPlan::dgrad(a.shape), turned_filter, packed, source, sink, threads);
     return;
   }
   const S* packed = packed_filter(a, plan, filter);

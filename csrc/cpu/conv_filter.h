@@ -11,12 +11,12 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// m of F(m x m, 3x3), or 0 where it is another algorithm.
-inline int winograd_size(const ConvArgs& a) {
+inline bool is_winograd(const ConvArgs& a) {
   switch (a.algorithm) {
-    case ConvAlgorithm::winograd_f2: return 2;
-    case ConvAlgorithm::winograd_f4: return 4;
-    default: return 0;
+    case ConvAlgorithm::winograd_f2:
+    case ConvAlgorithm::winograd_f4:
+    case ConvAlgorithm::winograd_s2: return true;
+    default: return false;
   }
 }
 
@@ -28,7 +28,8 @@ inline int float_parts(const ConvArgs& a) {
     case ConvAlgorithm::bf16x6: return 3;
     case ConvAlgorithm::direct:
     case ConvAlgorithm::winograd_f2:
-    case ConvAlgorithm::winograd_f4: return 0;
+    case ConvAlgorithm::winograd_f4:
+    case ConvAlgorithm::winograd_s2: return 0;
   }
   throw std::invalid_argument("unknown convolution algorithm");
 }
@@ -59,15 +60,14 @@ template <class S>
 int64_t packed_size(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
   int64_t size = 0;
   if (visit_parts<S>(a, [&](auto parts) { size = packed_line_size<parts>(plan, filter); })) return size;
-  const int m = winograd_size(a);
-  return m ? packed_winograd_size(m, filter) : packed_gather_size(plan, filter);
+  return is_winograd(a) ? packed_winograd_size(a.algorithm, filter) : packed_gather_size(plan, filter);
 }
 
 template <class S>
 void pack(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter, S* packed) {
-  const int m = winograd_size(a), threads = threads_for_conv(a);
+  const int threads = threads_for_conv(a);
   if (visit_parts<S>(a, [&](auto parts) { pack_line<parts>(plan, filter, threads, packed); })) return;
-  m ? pack_winograd(m, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
+  is_winograd(a) ? pack_winograd(a.algorithm, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
 }
 
 // Packs a filter into the workspace.

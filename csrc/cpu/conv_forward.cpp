@@ -13,13 +13,13 @@ namespace {
 // `sink` is a Sink and a PieceSink.
 template <class S, class AnySink>
 void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, AnySink& sink) {
-  const int m = winograd_size(a), threads = threads_for_conv(a);
+  const int threads = threads_for_conv(a);
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::forward(a.shape);
   const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
   if (visit_parts<S>(a, [&](auto parts) { line_conv<parts>(plan, filter, ready, source, sink, threads); })) return;
-  if (m)
-    winograd_conv<S>(m, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
+  if (is_winograd(a))
+    winograd_conv<S>(a.algorithm, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
   else
     gather_conv<S>(plan, filter, ready, source, sink, threads);
 }

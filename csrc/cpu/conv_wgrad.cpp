@@ -9,15 +9,15 @@ inline namespace FUSED_RESNET_TARGET {
 
 void launch_conv_wgrad(const ConvWgradArgs& a) {
   const ConvShape& shape = a.conv.shape;
-  const int m = winograd_size(a.conv), threads = threads_for_conv(a.conv);
+  const int threads = threads_for_conv(a.conv);
   visit_dtype(a.conv.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     auto* g_weight = static_cast<Accumulate<T>*>(a.g_weight);
     const auto wgrad = [&](const Source<Accumulate<T>>& u, const Source<Accumulate<T>>& g) {
       const auto in_parts = [&](auto parts) { line_wgrad<parts>(shape, u, g, threads, g_weight, a.conv.strides); };
       if (visit_parts<Accumulate<T>>(a.conv, in_parts)) return;
-      if (m)
-        winograd_wgrad(m, shape, u, g, threads, g_weight, a.conv.strides);
+      if (is_winograd(a.conv))
+        winograd_wgrad(a.conv.algorithm, shape, u, g, threads, g_weight, a.conv.strides);
       else if (shape.groups > 1)
         strip_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
       else

@@ -1,10 +1,10 @@
-// The transforms of Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray 2016, section 4), m = 2 and 4, with the
-// interpolation points 0, 1, -1 (2, -2) and infinity:
+// The transforms of Winograd's minimal filtering (Lavin and Gray 2016, section 4), in one dimension; both_ways applies
+// them along both:
 //
-//   y = A' [(G w G') . (B' d B)] A                            d a tile of m + 2 square, y one of m square
+//   y = A' [(G w G') . (B' d B)] A                            d a tile of inputs, y one of outputs
 //   g_w = G' [sum over tiles of (A g_y A') . (B' d B)] G      its derivative
 //
-// Each is written once, in one dimension, and applied along both.
+// winograd_forms.h makes convolutions of them.
 #pragma once
 
 #include "conv.h"
@@ -12,13 +12,7 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-constexpr int winograd_in(int m) {
-  return m + 2;
-}
-constexpr int winograd_points(int m) {
-  return winograd_in(m) * winograd_in(m);
-}
-
+// F(m, 3): m outputs of three taps from m + 2 inputs, with the interpolation points 0, 1, -1 (2, -2) and infinity.
 template <int m, class S>
 struct Winograd;
 
@@ -110,44 +104,88 @@ struct Winograd<4, S> {
   }
 };
 
-// out = F in F' for a transform F from kIn to kOut values; get(i, j) reads an element of `in`, put(i, j, v) takes one
-// of `out`.
-template <int kIn, int kOut, class V, class Get, class Transform, class Put>
-inline void both_ways(const Get& get, const Transform& transform, const Put& put) {
-  V half[kOut][kIn];
+// F(4, 2): four outputs of two taps from five inputs, with the interpolation points 0, 1, -1, 2 and infinity. Where the
+// second tap is zero, so is the filter at infinity: a single tap needs four points and four inputs.
+template <int kTaps, class S>
+struct WinogradPhase {
+  static_assert(kTaps == 1 || kTaps == 2);
+  static constexpr int kPoints = 3 + kTaps;  // and inputs
+
+  template <class V>
+  static void input(const V* d, V* o) {
+    const V a = d[3] - d[1], b = (d[0] - d[2]) * S(2);
+    o[0] = a + b;
+    o[1] = a - d[1] - d[2];
+    o[2] = d[1] * S(2) - d[2] * S(3) + d[3];
+    o[3] = a;
+    if constexpr (kTaps == 2) o[4] = d[4] - d[2] - a * S(2);
+  }
+  template <class V>
+  static void filter(const V* w, V* o) {
+    o[0] = w[0] * S(0.5);
+    if constexpr (kTaps == 1) {
+      o[1] = w[0] * S(-0.5);
+      o[2] = w[0] * S(-1.0 / 6);
+      o[3] = w[0] * S(1.0 / 6);
+    } else {
+      o[1] = (w[0] + w[1]) * S(-0.5);
+      o[2] = (w[1] - w[0]) * S(1.0 / 6);
+      o[3] = w[0] * S(1.0 / 6) + w[1] * S(1.0 / 3);
+      o[4] = w[1];
+    }
+  }
+  template <class V>
+  static void output(const V* t, V* y) {
+    const V a = t[1] + t[2], b = t[1] - t[2];
+    y[0] = t[0] + a + t[3];
+    y[1] = b + t[3] * S(2);
+    y[2] = a + t[3] * S(4);
+    y[3] = b + t[3] * S(8);
+    if constexpr (kTaps == 2) y[3] += t[4];
+  }
+  template <class V>
+  static void gradient(const V* g, V* o) {
+    const V even = g[0] + g[2], odd = g[1] + g[3];
+    o[0] = g[0];
+    o[1] = even + odd;
+    o[2] = even - odd;
+    o[3] = g[0] + g[2] * S(4) + (g[1] + g[3] * S(4)) * S(2);
+    if constexpr (kTaps == 2) o[4] = g[3];
+  }
+  template <class V>
+  static void filter_gradient(const V* t, V* w) {
+    w[0] = (t[0] - t[1]) * S(0.5) + (t[3] - t[2]) * S(1.0 / 6);
+    if constexpr (kTaps == 2) w[1] = t[4] - t[1] * S(0.5) + t[2] * S(1.0 / 6) + t[3] * S(1.0 / 3);
+  }
+};
+
+// out = F in E' for a transform F of columns, from kInH to kOutH values, and E of rows, from kInW to kOutW; get(i, j)
+// reads an element of `in`, put(i, j, v) takes one of `out`.
+template <class V, int kInH, int kOutH, int kInW, int kOutW, class Get, class Columns, class TransformRows, class Put>
+inline void both_ways(const Get& get, const Columns& columns, const TransformRows& rows, const Put& put) {
+  V half[kOutH][kInW];
 #pragma GCC unroll 8
-  for (int j = 0; j < kIn; ++j) {
-    V column[kIn], transformed[kOut];
+  for (int j = 0; j < kInW; ++j) {
+    V column[kInH], transformed[kOutH];
 #pragma GCC unroll 8
-    for (int i = 0; i < kIn; ++i) column[i] = get(i, j);
-    transform(column, transformed);
+    for (int i = 0; i < kInH; ++i) column[i] = get(i, j);
+    columns(column, transformed);
 #pragma GCC unroll 8
-    for (int i = 0; i < kOut; ++i) half[i][j] = transformed[i];
+    for (int i = 0; i < kOutH; ++i) half[i][j] = transformed[i];
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kOut; ++i) {
-    V row[kOut];
-    transform(half[i], row);
+  for (int i = 0; i < kOutH; ++i) {
+    V row[kOutW];
+    rows(half[i], row);
 #pragma GCC unroll 8
-    for (int j = 0; j < kOut; ++j) put(i, j, row[j]);
+    for (int j = 0; j < kOutW; ++j) put(i, j, row[j]);
   }
 }
 
-// B' d B for one tile of a strip, channel by channel: element e of channel c goes to out.data[e * point_stride + ...].
-template <int m, class S>
-inline void transform_input(const S* tile,  // [m + 2, m + 2, channels]
-                            int64_t row_stride, int64_t channels, const Rows<S>& out, int64_t point_stride) {
-  constexpr int n = winograd_in(m);
-  for (int64_t first = 0; first < channels; first += out.chunk) {
-    S* chunk = out.data + first / out.chunk * out.chunk_stride;
-    const int64_t end = std::min(out.chunk, channels - first);
-    for (int64_t c = 0; c < end; c += kLanes<S>) {
-      const S* d = tile + first + c;
-      both_ways<n, n, Vector<S>>([&](int i, int j) { return load(d + i * row_stride + j * channels); },
-                                 Winograd<m, S>::template input<Vector<S>>,
-                                 [&](int i, int j, Vector<S> v) { store(chunk + (i * n + j) * point_stride + c, v); });
-    }
-  }
+// The same with one transform for both.
+template <class V, int kIn, int kOut, class Get, class Transform, class Put>
+inline void both_ways(const Get& get, const Transform& transform, const Put& put) {
+  both_ways<V, kIn, kOut, kIn, kOut>(get, transform, transform, put);
 }
 
 // A strip of the rows that one row of tiles reads, zero outside the image: [rows, width, channels], the channels padded

@@ -1,12 +1,12 @@
-// Winograd convolution: blocks of tiles are transformed, multiplied point by point as (m + 2)^2 matrix products, and
-// transformed back.
+// Winograd convolution: blocks of tiles are transformed, multiplied plane by plane, and transformed back.
 //
 // Where the transformed filter is small, each thread takes blocks of its own that stay in its L2. Where it is large,
 // all threads work on one larger block, so that the filter is read once for all of them.
 #include <algorithm>
+#include <stdexcept>
 
 #include "parallel.h"
-#include "winograd.h"
+#include "winograd_forms.h"
 #include "workspace.h"
 
 namespace fused_resnet {
@@ -14,8 +14,9 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-constexpr int64_t kOwnBytes = 640 * 1024;           // of L2, for a block of one thread's
-constexpr int64_t kSharedBytes = 12 * 1024 * 1024;  // of L3, for a block of all threads
+constexpr int64_t kOwnBytes = 640 * 1024;                   // of L2, for a block of one thread's
+constexpr int64_t kSharedBytes = 6 * 1024 * 1024;           // of L3, for a block of all threads
+constexpr int64_t kSharedStreamedBytes = 12 * 1024 * 1024;  // the same where each block reads its filter from memory
 constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
 constexpr int64_t kStreamedBytes = 16 * 1024 * 1024;  // a packed filter that no cache keeps until it is read
 
@@ -24,11 +25,19 @@ int64_t padded_outputs(const Filter<S>& filter) {
   return round_up(filter.outputs, kLanes<S>);
 }
 
-template <int m, class S>
+template <class Form, class S>
+int64_t packed_size(const Filter<S>& filter) {
+  return Form::kProducts * padded_outputs(filter) * filter.inputs;
+}
+
+template <class Form, class S>
+bool is_streamed(const Filter<S>& filter) {
+  return packed_size<Form>(filter) * static_cast<int64_t>(sizeof(S)) > kStreamedBytes;
+}
+
+template <class Form, class S>
 class WinogradConv {
  public:
-  static constexpr int kPoints = winograd_points(m);
-
   WinogradConv(const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
                Sink<S>& sink, int threads)
       : plan_(plan),
@@ -38,22 +47,25 @@ class WinogradConv {
         packed_(packed),
         source_(source),
         sink_(sink),
-        tiles_h_((plan.out_height + m - 1) / m),
-        tiles_w_((plan.out_width + m - 1) / m),
-        strip_(winograd_in(m), tiles_w_ * m + 2, filter.inputs, plan.in_height, plan.in_width, plan.pad_h, plan.pad_w) {
-    const int64_t total = plan.batch * tiles_h_, row_bytes = tiles_w_ * kPoints * (inputs_ + outputs_) * sizeof(S);
-    is_shared_ = packed_winograd_size(m, filter) * static_cast<int64_t>(sizeof(S)) > kLargeFilterBytes;
-    rows_ = is_shared_ ? std::clamp<int64_t>(kSharedBytes / row_bytes, 1, total)
+        tiles_h_((plan.out_height + kOut - 1) / kOut),
+        tiles_w_((plan.out_width + kOut - 1) / kOut),
+        strip_(Form::kIn, (tiles_w_ - 1) * kInStep + Form::kIn, filter.inputs, plan.in_height, plan.in_width,
+               plan.pad_h, plan.pad_w) {
+    const int64_t total = plan.batch * tiles_h_;
+    const int64_t row_bytes = tiles_w_ * (kInPlanes * inputs_ + kOutPlanes * outputs_) * sizeof(S);
+    is_shared_ = packed_size<Form>(filter) * static_cast<int64_t>(sizeof(S)) > kLargeFilterBytes;
+    const int64_t shared_bytes = is_streamed<Form>(filter) ? kSharedStreamedBytes : kSharedBytes;
+    rows_ = is_shared_ ? std::clamp<int64_t>(shared_bytes / row_bytes, 1, total)
                        : std::clamp<int64_t>(kOwnBytes / row_bytes, 1, (total + threads - 1) / threads);
     const int64_t tiles = rows_ * tiles_w_;
-    // A cache line more, so that the points of a tile do not share one set of a cache.
+    // A cache line more, so that the planes of a tile do not share one set of a cache.
     in_stride_ = (tiles + kTileRows - 1) / kTileRows * tile_size(inputs_) + 16;
     out_stride_ = tiles * padded_outputs_ + 16;
     const int copies = is_shared_ ? 1 : threads;
     strips_ = workspace<S>(Slot::strips, strip_.size() * threads);
-    in_ = workspace<S>(Slot::tiles, kPoints * in_stride_ * copies);
-    out_ = workspace<S>(Slot::products, kPoints * out_stride_ * copies);
-    sink.start(threads, m * plan.out_width);
+    in_ = workspace<S>(Slot::tiles, kInPlanes * in_stride_ * copies);
+    out_ = workspace<S>(Slot::products, kOutPlanes * out_stride_ * copies);
+    sink.start(threads, kOut * plan.out_width);
   }
 
   void run(int part, int parts) {
@@ -62,7 +74,7 @@ class WinogradConv {
     const int64_t total = plan_.batch * tiles_h_;
     const Range rows = is_shared_ ? Range{0, total} : share(total, part, parts);
     const int64_t copy = is_shared_ ? 0 : part;
-    S *in = in_ + copy * kPoints * in_stride_, *out = out_ + copy * kPoints * out_stride_;
+    S *in = in_ + copy * kInPlanes * in_stride_, *out = out_ + copy * kOutPlanes * out_stride_;
     const int thread = part;
     if (!is_shared_) part = 0, parts = 1;
     for (int64_t row = rows.begin; row < rows.end; row += rows_) {
@@ -73,67 +85,80 @@ class WinogradConv {
       for (int64_t t = mine.begin; t < mine.end; ++t) announce_outputs(row + t, ahead);
       const Range next = share(std::min(rows_, rows.end - row - n), part, parts);
       for (int64_t t = next.begin; t < next.end; ++t)
-        strip_.announce((row + n + t) / tiles_h_, (row + n + t) % tiles_h_ * m, m, source_, ahead);
+        strip_.announce((row + n + t) / tiles_h_, (row + n + t) % tiles_h_ * kInStep, kInStep, source_, ahead);
       barrier(parts);
-      multiply(share(kPoints * panels(), part, parts), n * tiles_w_, in, out, ahead);
+      multiply(share(Form::kProducts * panels(), part, parts), n * tiles_w_, in, out, ahead);
       barrier(parts);
       for (int64_t t = mine.begin; t < mine.end; ++t) write(row + t, t * tiles_w_, thread, out);
     }
   }
 
  private:
+  static constexpr int64_t kInStep = Form::kInStep, kOut = Form::kOut;
+  static constexpr int kInPlanes = Form::kInPlanes, kOutPlanes = Form::kOutPlanes;
+
   int64_t panels() const { return (outputs_ + kPanel<S> - 1) / kPanel<S>; }
 
   // Transforms a row of tiles, the first of which is number `tile` of the block.
   void read(int64_t row, int64_t tile, S* strip, S* in) const {
-    strip_.fill(row / tiles_h_, row % tiles_h_ * m, source_, strip);
+    strip_.fill(row / tiles_h_, row % tiles_h_ * kInStep, source_, strip);
     for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
-      transform_input<m>(strip_.column(strip, j * m), strip_.row_stride(), strip_.channels(),
-                         Rows<S>::tile(in + tile / kTileRows * tile_size(inputs_)).from_row(tile % kTileRows),
-                         in_stride_);
+      transform_input<Form>(strip_.column(strip, j * kInStep), strip_.row_stride(), strip_.channels(),
+                            Rows<S>::tile(in + tile / kTileRows * tile_size(inputs_)).from_row(tile % kTileRows),
+                            in_stride_);
   }
 
   void announce_outputs(int64_t row, Ahead& ahead) const {
-    const int64_t top = row % tiles_h_ * m, height = std::min<int64_t>(m, plan_.out_height - top);
+    const int64_t top = row % tiles_h_ * kOut, height = std::min(kOut, plan_.out_height - top);
     sink_.announce((row / tiles_h_ * plan_.out_height + top) * plan_.out_width, height * plan_.out_width, ahead);
   }
 
-  void multiply(const Range& items, int64_t tiles, const S* in, S* out, Ahead& ahead) const {
-    const int64_t steps = (tiles + kTileRows - 1) / kTileRows * inputs_;  // for an item
-    ahead.spread((items.end - items.begin) * steps);
-    for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t point = item / panels(), first = item % panels() * kPanel<S>;
-      const S* panel = packed_ + (point * padded_outputs_ + first) * inputs_;
-      if (is_shared_ && item + 1 < items.end)  // the next panel follows this one; large filters come from memory
-        ahead.add_first(panel + kPanel<S> * inputs_, kPanel<S> * inputs_ * static_cast<int64_t>(sizeof(S)), steps);
-      const S* tile = in + point * in_stride_;
+  // Products [begin, end) of all products of all panels; what is summed into the same numbers stays together.
+  void multiply(const Range& mine, int64_t tiles, const S* in, S* out, Ahead& ahead) const {
+    ahead.spread((mine.end - mine.begin) * ((tiles + kTileRows - 1) / kTileRows * inputs_));
+    for (int plane = 0; plane < kOutPlanes; ++plane) {
+      const Range products = Form::products_of(plane);
+      for (int64_t panel = 0; panel < panels(); ++panel) {
+        const int64_t number = products.begin * panels() + panel * (products.end - products.begin);
+        if (mine.begin <= number && number < mine.end)
+          multiply_panel(products, panel * kPanel<S>, tiles, in, out + plane * out_stride_, ahead);
+      }
+    }
+  }
+
+  // Adds up products for a panel of outputs from `first` on.
+  void multiply_panel(const Range& products, int64_t first, int64_t tiles, const S* in, S* out, Ahead& ahead) const {
+    const int64_t columns = std::min(padded_outputs_ - first, kPanel<S>);
+    const S* panel = packed_ + (products.begin * padded_outputs_ + first * (products.end - products.begin)) * inputs_;
+    for (int64_t product = products.begin; product < products.end; ++product, panel += columns * inputs_) {
+      if (is_shared_)  // the next panel follows this one; large filters come from memory
+        ahead.add_first(panel + columns * inputs_, columns * inputs_ * static_cast<int64_t>(sizeof(S)),
+                        (tiles + kTileRows - 1) / kTileRows * inputs_);
+      const S* tile = in + Form::in_plane(static_cast<int>(product)) * in_stride_;
       for (int64_t t = 0; t < tiles; t += kTileRows, tile += tile_size(inputs_)) {
         S* rows[kTileRows];
-        for (int i = 0; i < kTileRows; ++i) rows[i] = out + point * out_stride_ + (t + i) * padded_outputs_ + first;
+        for (int i = 0; i < kTileRows; ++i) rows[i] = out + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
-        multiply_tile(tile, panel, inputs_, rows, count, std::min(padded_outputs_ - first, kPanel<S>), false,
-                      ahead.take(inputs_));
+        multiply_tile(tile, panel, inputs_, rows, count, columns, product > products.begin, ahead.take(inputs_));
       }
     }
   }
 
   void write(int64_t row, int64_t tile, int thread, const S* out) {
-    const int64_t top = row % tiles_h_ * m, height = std::min<int64_t>(m, plan_.out_height - top);
+    const int64_t top = row % tiles_h_ * kOut, height = std::min(kOut, plan_.out_height - top);
     const int64_t pixel = (row / tiles_h_ * plan_.out_height + top) * plan_.out_width;
     S* y = sink_.rows(thread, pixel);
     const int64_t stride = sink_.row_stride();
     for (int64_t j = 0; j < tiles_w_; ++j, ++tile) {
-      const int64_t width = std::min<int64_t>(m, plan_.out_width - j * m);
+      const int64_t width = std::min(kOut, plan_.out_width - j * kOut);
       for (int64_t k = 0; k < outputs_; k += kLanes<S>) {
         const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, outputs_ - k));
         const S* t = out + tile * padded_outputs_ + k;
-        S* pixel_of_tile = y + j * m * stride + k;
-        both_ways<winograd_in(m), m, Vector<S>>(
-            [&](int a, int b) { return load(t + (a * winograd_in(m) + b) * out_stride_); },
-            Winograd<m, S>::template output<Vector<S>>,
-            [&](int a, int b, Vector<S> v) {
-              if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * stride, v, lanes);
-            });
+        S* pixel_of_tile = y + j * kOut * stride + k;
+        Form::output([&](int plane) { return load(t + plane * out_stride_); },
+                     [&](int a, int b, Vector<S> v) {
+                       if (a < height && b < width) store(pixel_of_tile + (a * plan_.out_width + b) * stride, v, lanes);
+                     });
       }
     }
     sink_.finish(thread, y, pixel, height * plan_.out_width);
@@ -148,7 +173,7 @@ class WinogradConv {
   TileStrip<S> strip_;
   bool is_shared_;
   int64_t rows_;                    // of tiles in a block
-  int64_t in_stride_, out_stride_;  // elements from one point to the next
+  int64_t in_stride_, out_stride_;  // elements from one plane to the next
   S *strips_, *in_, *out_;
 };
 
@@ -170,62 +195,78 @@ void read_filters(const Filter<S>& f, int64_t input, int64_t inputs, int64_t out
   }
 }
 
-// Transforms the filters of one panel for all points: [points][panel][inputs, columns].
-template <int m, class S>
+// Transforms the filters of one panel for all products: [planes of outputs][panel][products of it][inputs, columns].
+template <class Form, class S>
 void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
-  constexpr int n = winograd_in(m), N = kLanes<S>;
+  constexpr int N = kLanes<S>;
   const int64_t columns = std::min(kPanel<S>, padded - first);
-  const bool is_large = packed_winograd_size(m, f) * static_cast<int64_t>(sizeof(S)) > kStreamedBytes;
+  const bool streams = is_streamed<Form>(f);
+  S* products[Form::kProducts];
+  for (int plane = 0; plane < Form::kOutPlanes; ++plane) {
+    const Range r = Form::products_of(plane);
+    for (int64_t i = r.begin; i < r.end; ++i)
+      products[i] = packed + (r.begin * padded + first * (r.end - r.begin) + (i - r.begin) * columns) * f.inputs;
+  }
   S taps[9][kPackedInputs][N] = {};
   for (int64_t input = 0; input < f.inputs; input += kPackedInputs)
     for (int64_t v = 0; v < columns; v += N) {
       const int64_t inputs = std::min(kPackedInputs, f.inputs - input);
       read_filters(f, input, inputs, first + v, static_cast<int>(std::min<int64_t>(N, f.outputs - first - v)), taps);
       for (int64_t c = 0; c < inputs; ++c) {
-        S* to = packed + first * f.inputs + (input + c) * columns + v;
-        both_ways<3, n, Vector<S>>([&](int i, int j) { return load(taps[i * 3 + j][c]); },
-                                   Winograd<m, S>::template filter<Vector<S>>,
-                                   [&](int i, int j, Vector<S> value) {
-                                     S* point = to + (i * n + j) * padded * f.inputs;
-                                     is_large ? stream(point, value) : store(point, value);
-                                   });
+        const int64_t offset = (input + c) * columns + v;
+        Form::filter([&](int i, int j) { return load(taps[i * 3 + j][c]); },
+                     [&](int product, Vector<S> value) {
+                       S* to = products[product] + offset;
+                       streams ? stream(to, value) : store(to, value);
+                     });
       }
     }
+}
+
+// Calls f(form) with the form of this algorithm.
+template <class S, class F>
+void visit_form(ConvAlgorithm algorithm, const Filter<S>& filter, const F& f) {
+  switch (algorithm) {
+    case ConvAlgorithm::winograd_f2: return f(DenseForm<2, S>());
+    case ConvAlgorithm::winograd_f4: return f(DenseForm<4, S>());
+    case ConvAlgorithm::winograd_s2: return filter.is_transposed ? f(StridedDgradForm<S>()) : f(StridedForm<S>());
+    default: throw std::invalid_argument("not an algorithm of Winograd's");
+  }
 }
 
 }  // namespace
 
 template <class S>
-int64_t packed_winograd_size(int m, const Filter<S>& filter) {
-  return winograd_points(m) * padded_outputs(filter) * filter.inputs;
+int64_t packed_winograd_size(ConvAlgorithm algorithm, const Filter<S>& filter) {
+  int64_t size = 0;
+  visit_form(algorithm, filter, [&](auto form) { size = packed_size<decltype(form)>(filter); });
+  return size;
 }
 
 template <class S>
-void pack_winograd(int m, const Filter<S>& filter, int threads, S* packed) {
+void pack_winograd(ConvAlgorithm algorithm, const Filter<S>& filter, int threads, S* packed) {
   const int64_t padded = padded_outputs(filter), panels = (padded + kPanel<S> - 1) / kPanel<S>;
-  for_each(panels, threads_for(packed_winograd_size(m, filter), threads), [&](int, int64_t panel) {
-    m == 2 ? pack_panel<2>(filter, panel * kPanel<S>, padded, packed)
-           : pack_panel<4>(filter, panel * kPanel<S>, padded, packed);
+  visit_form(algorithm, filter, [&](auto form) {
+    using Form = decltype(form);
+    for_each(panels, threads_for(packed_size<Form>(filter), threads),
+             [&](int, int64_t panel) { pack_panel<Form>(filter, panel * kPanel<S>, padded, packed); });
   });
 }
 
-template <int m, class S>
-void run(const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source, Sink<S>& sink,
-         int threads) {
-  WinogradConv<m, S> conv(plan, filter, packed, source, sink, threads);
-  parallel(threads, [&](int part, int parts) { conv.run(part, parts); });
-}
-
 template <class S>
-void winograd_conv(int m, const WinogradPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
-                   Sink<S>& sink, int threads) {
-  m == 2 ? run<2>(plan, filter, packed, source, sink, threads) : run<4>(plan, filter, packed, source, sink, threads);
+void winograd_conv(ConvAlgorithm algorithm, const WinogradPlan& plan, const Filter<S>& filter, const S* packed,
+                   const Source<S>& source, Sink<S>& sink, int threads) {
+  visit_form(algorithm, filter, [&](auto form) {
+    WinogradConv<decltype(form), S> conv(plan, filter, packed, source, sink, threads);
+    parallel(threads, [&](int part, int parts) { conv.run(part, parts); });
+  });
 }
 
-#define FUSED_RESNET_INSTANTIATE(S)                                \
-  template int64_t packed_winograd_size<S>(int, const Filter<S>&); \
-  template void pack_winograd<S>(int, const Filter<S>&, int, S*);  \
-  template void winograd_conv<S>(int, const WinogradPlan&, const Filter<S>&, const S*, const Source<S>&, Sink<S>&, int);
+#define FUSED_RESNET_INSTANTIATE(S)                                                                                \
+  template int64_t packed_winograd_size<S>(ConvAlgorithm, const Filter<S>&);                                       \
+  template void pack_winograd<S>(ConvAlgorithm, const Filter<S>&, int, S*);                                        \
+  template void winograd_conv<S>(ConvAlgorithm, const WinogradPlan&, const Filter<S>&, const S*, const Source<S>&, \
+                                 Sink<S>&, int);
 FUSED_RESNET_INSTANTIATE(float)
 FUSED_RESNET_INSTANTIATE(double)
 

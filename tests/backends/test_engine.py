@@ -94,9 +94,22 @@ def test_winograd(isa: str, algorithm: str, shape: tuple, padding: tuple, monkey
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
 
 
+@pytest.mark.parametrize("channels", [(64, 128), (17, 64), (65, 33), (3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 16, 16), (3, 1, 1), (3, 2, 31), (1, 7, 13), (3, 15, 20), (2, 9, 2)], ids=str)
+def test_winograd_of_stride_2(isa: str, shape: tuple, channels: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Odd and even sizes, single pixels of output, tiles that stand over: with norm, activation and statistics."""
+    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
+    n, height, width = shape
+    for dtype, atol in ((torch.float64, 2e-12), (torch.float32, 2e-5), (torch.bfloat16, None)):
+        if dtype == torch.bfloat16 and height * width == 1:
+            continue  # stock's weight gradient of 65 channels has NaN there
+        args = arguments((n, *channels, height, width, (3, 3), (2, 2), (1, 1), (1, 1), 1), dtype)
+        assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
+
+
 # Forward, dgrad and wgrad: relative RMS error against float64, times stock's or as it is.
 FACTORS = {"winograd_f2": 3, "bf16x6": 2}
-LIMITS = dict.fromkeys(("winograd_f4", "bf16x3"), (5e-6, 5e-6, 6e-6))
+LIMITS = dict.fromkeys(("winograd_f4", "winograd_s2", "bf16x3"), (5e-6, 5e-6, 6e-6))
 
 
 @pytest.mark.parametrize("channels, size", [(64, 56), (128, 28), (256, 14), (512, 7)])
@@ -104,11 +117,12 @@ LIMITS = dict.fromkeys(("winograd_f4", "bf16x3"), (5e-6, 5e-6, 6e-6))
 def test_accuracy_on_resnet_layers(algorithm: str, channels: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = image(2, channels, size, size).relu()
     weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5  # He et al. 2015
-    conv = Conv((1, 1), (1, 1), (1, 1), 1)
-    g = image(2, channels, size, size)
+    stride = 2 if algorithm == "winograd_s2" else 1
+    conv = Conv((stride, stride), (1, 1), (1, 1), 1)
+    g = image(2, channels, *conv.output_size((size, size), (3, 3)))
 
     def passes(x: torch.Tensor, weight: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y = F.conv2d(x, weight, padding=1)
+        y = F.conv2d(x, weight, stride=stride, padding=1)
         g_x, g_weight, _ = reference.convolution_backward(g, x, weight, conv, (True, True, False))
         return y, g_x, g_weight
 
@@ -138,6 +152,15 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
     ) | dict.fromkeys((1, 2, 5, 6), "winograd_f2")
     assert chosen(shape=(512, 512, 3, 3), size=7) == "winograd_f4"
     assert chosen(shape=(512, 512, 3, 3), size=7, n=1) == "direct"
+    strided = dense._replace(stride=(2, 2))
+    assert chosen(strided, size=28) == chosen(strided, size=28, n=1) == chosen(strided, n=16) == "winograd_s2"
+    assert chosen(strided, size=28, dtype=torch.bfloat16) == chosen(strided, size=28, dtype=torch.float16)
+    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
+    assert chosen(strided, n=8) == chosen(strided, size=7, n=32) == chosen(strided, size=28, dtype=torch.float64)
+    assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == "winograd_s2"
+    assert chosen(strided, size=28, shape=(32, 16, 3, 3)) == chosen(strided, n=8) == "direct"
+    for other in (strided._replace(padding=(0, 1)), strided._replace(dilation=(2, 2)), strided._replace(groups=2)):
+        assert chosen(other, size=28) == "direct"
     assert (
         chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
     )
@@ -147,12 +170,18 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(CHOICE, "has_dot_products", lambda: True)
     assert chosen(dtype=torch.bfloat16) == "winograd_f4"
     assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "bf16x1"
+    assert chosen(strided, size=28, dtype=torch.bfloat16) == "bf16x1"
+    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
     assert chosen(shape=(64, 3, 1, 1), dtype=torch.bfloat16) == chosen(shape=(64, 64, 1, 1)) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
     assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"
+    assert chosen(strided, size=28) == "direct"
     assert chosen(shape=(64, 64, 1, 1)) == "direct"
+    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
+    assert chosen(strided, n=1, dtype=torch.float64) == "winograd_s2"
+    assert chosen() == chosen(strided._replace(padding=(2, 2))) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "direct")
-    assert chosen() == "direct"
+    assert chosen() == chosen(strided, size=28) == "direct"
     monkeypatch.setenv("FUSED_RESNET_CONV", "fft")
     with pytest.raises(ValueError, match=r"FUSED_RESNET_CONV: expected auto or one of direct, .*, got 'fft'"):
         chosen()
@@ -188,10 +217,11 @@ def test_tile_registers_are_left_as_they_were() -> None:
         assert torch.equal(ops.bn_act_conv(*args)[0], y)
 
 
-@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD, *IN_PARTS])
+@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD, "winograd_s2", *IN_PARTS])
 def test_same_bits_every_time(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
-    x, bn, *rest = arguments((4, 32, 48, 30, 29, (3, 3), (1, 1), (1, 1), (1, 1), 1), torch.float32)
+    stride = (2, 2) if algorithm == "winograd_s2" else (1, 1)
+    x, bn, *rest = arguments((4, 32, 48, 30, 29, (3, 3), stride, (1, 1), (1, 1), 1), torch.float32)
 
     def run() -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_(), rest[1].clone().requires_grad_()]

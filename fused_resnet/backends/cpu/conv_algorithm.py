@@ -1,7 +1,8 @@
 """Which algorithm computes a convolution on CPU: the one table of the choice.
 
-``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|bf16x1|bf16x3|bf16x6`` overrules it wherever the algorithm exists,
-for tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all of float32's bits.
+``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|winograd_s2|bf16x1|bf16x3|bf16x6`` overrules it wherever the
+algorithm exists, for tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all
+of the bits of float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..precision import get_float32_conv_precision
 __all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
 
 # The numbering is that of ConvAlgorithm in csrc/shapes.h.
-CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "bf16x1", "bf16x3", "bf16x6")
+CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "winograd_s2", "bf16x1", "bf16x3", "bf16x6")
 
 _ENVIRONMENT = "FUSED_RESNET_CONV"
 
@@ -39,11 +40,29 @@ class Geometry(NamedTuple):
         return kernel == (3, 3) and conv[0] == conv[2] == (1, 1) and conv.groups == 1 and max(conv.padding) <= 2
 
     @property
+    def has_strided_winograd(self) -> bool:
+        """3x3, stride 2, padding 1, dense."""
+        conv, kernel = self.conv, tuple(self.weight_shape[2:])
+        return kernel == (3, 3) and conv == Conv((2, 2), (1, 1), (1, 1), 1)
+
+    @property
+    def allows_winograd(self) -> bool:
+        """Its rounding is smaller than what the tensors or the user ask for."""
+        return self.dtype != torch.float64 and get_float32_conv_precision() != "highest"
+
+    @property
     def suits_winograd(self) -> bool:
         """Its rounding is allowed, and the transforms cost less than they save."""
-        is_exact = self.dtype == torch.float64 or get_float32_conv_precision() == "highest"
         is_worth_it = min(self.weight_shape[:2]) >= 16 and not self.is_bound_by_its_filter
-        return self.has_winograd and not is_exact and is_worth_it
+        return self.has_winograd and self.allows_winograd and is_worth_it
+
+    @property
+    def suits_strided_winograd(self) -> bool:
+        """The same for stride 2: a tile costs what 11.25 outputs cost directly, and the filter what 20 tiles do."""
+        n, _, height, width = self.output_shape
+        tiles = n * -(-height // 4) * -(-width // 4)
+        is_worth_it = min(self.weight_shape[:2]) >= 32 and n * height * width > 11.25 * (tiles + 20)
+        return self.has_strided_winograd and self.allows_winograd and is_worth_it
 
     @property
     def suits_dot_products(self) -> bool:
@@ -74,6 +93,14 @@ class Geometry(NamedTuple):
         f2, f4 = ((tile + 2) ** 2 * -(-height // tile) * -(-width // tile) for tile in (2, 4))
         return f2 <= f4
 
+    def has(self, algorithm: str) -> bool:
+        """Whether the algorithm computes this convolution at all."""
+        if algorithm == "winograd_s2":
+            return self.has_strided_winograd
+        if algorithm.startswith("winograd"):
+            return self.has_winograd
+        return algorithm == "direct" or self.has_parts
+
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
@@ -83,6 +110,7 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("winograd_f2", lambda g: g.suits_winograd and g.is_mostly_padding_in_f4),
     ("winograd_f4", lambda g: g.suits_winograd),
     ("bf16x1", lambda g: g.suits_dot_products),
+    ("winograd_s2", lambda g: g.suits_strided_winograd),
     ("direct", lambda g: True),
 )
 
@@ -106,5 +134,4 @@ def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequen
     chosen = next(name for name, holds in _TABLE if holds(geometry))
     if forced == "auto":
         return chosen
-    exists = geometry.has_parts if forced.startswith("bf16") else geometry.has_winograd
-    return forced if exists else "direct"
+    return forced if geometry.has(forced) else "direct"
