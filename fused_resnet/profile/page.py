@@ -97,7 +97,8 @@ def _timeline(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, An
                 "name": phase,
                 "y": list(VARIANTS),
                 "x": [result.steps[v][phase] for v in VARIANTS],
-                "marker": {"color": [COLORS[v] for v in VARIANTS], "opacity": opacity[phase]},
+                "marker": {"color": [COLORS[v] for v in VARIANTS]},
+                "opacity": opacity[phase],  # of the trace, so that the legend shows it
                 "texttemplate": "%{x:.1f}",
                 "hovertemplate": f"%{{y}}, {phase}: %{{x:.2f}} ms<extra></extra>",
             }
