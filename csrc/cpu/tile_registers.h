@@ -16,6 +16,11 @@
 #include "float16.h"
 #include "simd.h"
 
+// Where the unit is not built for, but the compiler knows the instruction: GCC 11 and Clang 12 do.
+#if defined(__AVX512F__) && !defined(__AMX_BF16__) && (defined(__clang__) || __GNUC__ >= 11)
+#define FUSED_RESNET_DOT_PRODUCTS 1
+#endif
+
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
@@ -227,7 +232,7 @@ struct Nothing {
   void operator()(int64_t) const {}
 };
 
-#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+#if defined(FUSED_RESNET_DOT_PRODUCTS)
 inline const bool has_dot_products = __builtin_cpu_supports("avx512bf16");
 
 constexpr int kDotRows = 8;  // whose sums are in vector registers
@@ -286,7 +291,7 @@ constexpr bool has_dot_products = false;
 template <int kParts, int kRows, int kColumns, class F = Nothing>
 inline void multiply_steps(Tiles& tiles, Operand a, const int64_t* steps, int64_t count, Operand b, int64_t b_step,
                            float* sums, int64_t sums_stride, bool adds, const F& meanwhile = {}) {
-#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+#if defined(FUSED_RESNET_DOT_PRODUCTS)
   if constexpr (kParts == 1)  // with more parts they would be slower than products of floats
     if (has_dot_products)
       return multiply_steps_by_dots<kRows, kColumns>(a, steps, count, b, b_step, sums, sums_stride, adds, meanwhile);
