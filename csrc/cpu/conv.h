@@ -150,8 +150,8 @@ struct GatherPlan {
   static GatherPlan dgrad(const ConvShape& shape);
 };
 
-// A 3x3 convolution in a form that forward and dgrad share. dgrad of stride 2 begins with the first gradient, its
-// padding being 1.
+// A convolution for Winograd, in a form that forward and dgrad share. dgrad of stride 2 begins with the first gradient,
+// its padding being 1.
 struct WinogradPlan {
   int64_t batch, in_height, in_width, out_height, out_width, pad_h, pad_w;
 
@@ -200,7 +200,7 @@ template <int kParts>
 void line_wgrad(const ConvShape& shape, const Source<float>& u, const Source<float>& g, int threads, float* g_weight,
                 const FilterStrides& strides);
 
-// 3x3, by one of the Winograd algorithms.
+// By one of the Winograd algorithms, for what they are made for.
 template <class S>
 int64_t packed_winograd_size(ConvAlgorithm algorithm, const Filter<S>& filter);
 template <class S>

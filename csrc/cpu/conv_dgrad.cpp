@@ -39,7 +39,10 @@ void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, AnySi
 
 }  // namespace
 
-void launch_conv_dgrad(const ConvDgradArgs& a) {
+void launch_conv_dgrad(const ConvDgradArgs& given) {
+  ConvDgradArgs a = given;
+  // The gradient of an image is rarely wanted.
+  if (a.conv.algorithm == ConvAlgorithm::winograd_stem) a.conv.algorithm = ConvAlgorithm::direct;
   const ConvShape& shape = a.conv.shape;
   visit_dtype(a.conv.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

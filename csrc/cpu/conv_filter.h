@@ -15,7 +15,9 @@ inline bool is_winograd(const ConvArgs& a) {
   switch (a.algorithm) {
     case ConvAlgorithm::winograd_f2:
     case ConvAlgorithm::winograd_f4:
-    case ConvAlgorithm::winograd_s2: return true;
+    case ConvAlgorithm::winograd_f5:
+    case ConvAlgorithm::winograd_s2:
+    case ConvAlgorithm::winograd_stem: return true;
     default: return false;
   }
 }
@@ -29,7 +31,9 @@ inline int float_parts(const ConvArgs& a) {
     case ConvAlgorithm::direct:
     case ConvAlgorithm::winograd_f2:
     case ConvAlgorithm::winograd_f4:
-    case ConvAlgorithm::winograd_s2: return 0;
+    case ConvAlgorithm::winograd_f5:
+    case ConvAlgorithm::winograd_s2:
+    case ConvAlgorithm::winograd_stem: return 0;
   }
   throw std::invalid_argument("unknown convolution algorithm");
 }

@@ -4,16 +4,17 @@
 #include "conv_sources.h"
 #include "launchers.h"
 #include "pointwise.h"
+#include "space_to_depth.h"
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// `sink` is a Sink and a PieceSink.
+// `sink` is a Sink and a PieceSink; `packed` is null where the filter is still to be packed.
 template <class S, class AnySink>
-void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, AnySink& sink) {
-  const int threads = threads_for_conv(a);
+void convolve(const ConvArgs& a, int threads, const void* weight, const void* packed, const Source<S>& source,
+              AnySink& sink) {
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::forward(a.shape);
   const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
@@ -22,6 +23,15 @@ void convolve(const ConvArgs& a, const void* weight, const void* packed, const S
     winograd_conv<S>(a.algorithm, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
   else
     gather_conv<S>(plan, filter, ready, source, sink, threads);
+}
+
+template <class S, class AnySink>
+void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, AnySink& sink) {
+  const int threads = threads_for_conv(a);
+  if (!is_space_to_depth(a)) return convolve<S>(a, threads, weight, packed, source, sink);
+  const SpaceToDepthFilter<S> filter(a);
+  if (!packed) filter.read(static_cast<const S*>(weight));
+  convolve<S>(space_to_depth(a), threads, filter.data(), packed, SpaceToDepthSource<S>(a.shape, source), sink);
 }
 
 template <class S, class InferenceSink>
@@ -62,7 +72,8 @@ void launch_conv_bn_add_act(const ConvBnAddActArgs& a) {
   });
 }
 
-int64_t conv_packed_size(const ConvArgs& a) {
+int64_t conv_packed_size(const ConvArgs& given) {
+  const ConvArgs a = is_space_to_depth(given) ? space_to_depth(given) : given;
   int64_t size = 0;
   visit_accumulate(a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
@@ -74,8 +85,15 @@ int64_t conv_packed_size(const ConvArgs& a) {
 void launch_conv_pack(const ConvPackArgs& a) {
   visit_accumulate(a.conv.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
-    pack(a.conv, GatherPlan::forward(a.conv.shape), filter, static_cast<S*>(a.packed));
+    const auto pack_as = [&](const ConvArgs& conv, const S* weight) {
+      pack(conv, GatherPlan::forward(conv.shape), Filter<S>::forward(weight, conv.shape, conv.strides),
+           static_cast<S*>(a.packed));
+    };
+    const auto* weight = static_cast<const S*>(a.weight);
+    if (!is_space_to_depth(a.conv)) return pack_as(a.conv, weight);
+    const SpaceToDepthFilter<S> filter(a.conv);
+    filter.read(weight);
+    pack_as(space_to_depth(a.conv), filter.data());
   });
 }
 

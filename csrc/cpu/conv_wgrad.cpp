@@ -3,6 +3,7 @@
 #include "conv_filter.h"
 #include "conv_sources.h"
 #include "launchers.h"
+#include "space_to_depth.h"
 
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
@@ -16,7 +17,13 @@ void launch_conv_wgrad(const ConvWgradArgs& a) {
     const auto wgrad = [&](const Source<Accumulate<T>>& u, const Source<Accumulate<T>>& g) {
       const auto in_parts = [&](auto parts) { line_wgrad<parts>(shape, u, g, threads, g_weight, a.conv.strides); };
       if (visit_parts<Accumulate<T>>(a.conv, in_parts)) return;
-      if (is_winograd(a.conv))
+      if (is_space_to_depth(a.conv)) {
+        const SpaceToDepthFilter<Accumulate<T>> g_filter(a.conv);
+        const ConvArgs folded = space_to_depth(a.conv);
+        winograd_wgrad(folded.algorithm, folded.shape, SpaceToDepthSource<Accumulate<T>>(shape, u), g, threads,
+                       g_filter.data(), folded.strides);
+        g_filter.write(g_weight);
+      } else if (is_winograd(a.conv))
         winograd_wgrad(a.conv.algorithm, shape, u, g, threads, g_weight, a.conv.strides);
       else if (shape.groups > 1)
         strip_wgrad(shape, u, g, threads, g_weight, a.conv.strides);

@@ -20,6 +20,9 @@ constexpr int64_t kSharedStreamedBytes = 12 * 1024 * 1024;  // the same where ea
 constexpr int64_t kLargeFilterBytes = 4 * 1024 * 1024;
 constexpr int64_t kStreamedBytes = 16 * 1024 * 1024;  // a packed filter that no cache keeps until it is read
 
+// Terms of a sum, as tiles add up more of them than there are: what rounds are the products, which outputs cancel.
+constexpr int64_t kPieceDepth = 128;
+
 template <class S>
 int64_t padded_outputs(const Filter<S>& filter) {
   return round_up(filter.outputs, kLanes<S>);
@@ -139,7 +142,11 @@ class WinogradConv {
         S* rows[kTileRows];
         for (int i = 0; i < kTileRows; ++i) rows[i] = out + (t + i) * padded_outputs_ + first;
         const int count = static_cast<int>(std::min<int64_t>(kTileRows, tiles - t));
-        multiply_tile(tile, panel, inputs_, rows, count, columns, product > products.begin, ahead.take(inputs_));
+        for (int64_t done = 0; done < inputs_; done += kPieceDepth) {
+          const int64_t n = std::min(kPieceDepth, inputs_ - done);
+          multiply_tile(tile + done * kTileRows, panel + done * columns, n, rows, count, columns,
+                        product > products.begin || done > 0, ahead.take(n));
+        }
       }
     }
   }
@@ -179,12 +186,12 @@ class WinogradConv {
 
 constexpr int64_t kPackedInputs = 16;  // at a time: a cache line of a filter in channels_last
 
-// The 3x3 filters between `inputs` inputs and a register's lanes of outputs, tap by tap.
-template <class S>
+// The filters of kTaps x kTaps between `inputs` inputs and a register's lanes of outputs, tap by tap.
+template <int kTaps, class S>
 void read_filters(const Filter<S>& f, int64_t input, int64_t inputs, int64_t output, int lanes,
-                  S (&taps)[9][kPackedInputs][kLanes<S>]) {
-  for (int tap = 0; tap < 9; ++tap) {
-    const S* from = f.data + input * f.input_stride + tap / 3 * f.r_stride + tap % 3 * f.s_stride;
+                  S (&taps)[kTaps * kTaps][kPackedInputs][kLanes<S>]) {
+  for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+    const S* from = f.data + input * f.input_stride + tap / kTaps * f.r_stride + tap % kTaps * f.s_stride;
     if (f.output_stride == 1) {
       for (int64_t c = 0; c < inputs; ++c) store(taps[tap][c], load(from + c * f.input_stride + output, lanes));
       continue;
@@ -198,7 +205,7 @@ void read_filters(const Filter<S>& f, int64_t input, int64_t inputs, int64_t out
 // Transforms the filters of one panel for all products: [planes of outputs][panel][products of it][inputs, columns].
 template <class Form, class S>
 void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
-  constexpr int N = kLanes<S>;
+  constexpr int N = kLanes<S>, kTaps = Form::kTaps;
   const int64_t columns = std::min(kPanel<S>, padded - first);
   const bool streams = is_streamed<Form>(f);
   S* products[Form::kProducts];
@@ -207,14 +214,15 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
     for (int64_t i = r.begin; i < r.end; ++i)
       products[i] = packed + (r.begin * padded + first * (r.end - r.begin) + (i - r.begin) * columns) * f.inputs;
   }
-  S taps[9][kPackedInputs][N] = {};
+  S taps[kTaps * kTaps][kPackedInputs][N] = {};
   for (int64_t input = 0; input < f.inputs; input += kPackedInputs)
     for (int64_t v = 0; v < columns; v += N) {
       const int64_t inputs = std::min(kPackedInputs, f.inputs - input);
-      read_filters(f, input, inputs, first + v, static_cast<int>(std::min<int64_t>(N, f.outputs - first - v)), taps);
+      const int lanes = static_cast<int>(std::min<int64_t>(N, f.outputs - first - v));
+      read_filters<kTaps>(f, input, inputs, first + v, lanes, taps);
       for (int64_t c = 0; c < inputs; ++c) {
         const int64_t offset = (input + c) * columns + v;
-        Form::filter([&](int i, int j) { return load(taps[i * 3 + j][c]); },
+        Form::filter([&](int i, int j) { return load(taps[i * kTaps + j][c]); },
                      [&](int product, Vector<S> value) {
                        S* to = products[product] + offset;
                        streams ? stream(to, value) : store(to, value);
@@ -227,9 +235,11 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
 template <class S, class F>
 void visit_form(ConvAlgorithm algorithm, const Filter<S>& filter, const F& f) {
   switch (algorithm) {
-    case ConvAlgorithm::winograd_f2: return f(DenseForm<2, S>());
-    case ConvAlgorithm::winograd_f4: return f(DenseForm<4, S>());
+    case ConvAlgorithm::winograd_f2: return f(DenseForm<2, 3, S>());
+    case ConvAlgorithm::winograd_f4: return f(DenseForm<4, 3, S>());
+    case ConvAlgorithm::winograd_f5: return f(DenseForm<5, 3, S>());
     case ConvAlgorithm::winograd_s2: return filter.is_transposed ? f(StridedDgradForm<S>()) : f(StridedForm<S>());
+    case ConvAlgorithm::winograd_stem: return f(DenseForm<4, 4, S>());
     default: throw std::invalid_argument("not an algorithm of Winograd's");
   }
 }

@@ -3,6 +3,7 @@
 //
 //   kIn, kInStep    rows (and columns) of inputs that a tile reads, and inputs from one tile to the next
 //   kOut            rows (and columns) of outputs of a tile
+//   kTaps           rows (and columns) of the filter
 //   products_of(o)  the products that are summed into output plane o: a filter's plane with an input plane
 //   input, filter, output, gradient, filter_gradient    the transforms; get(i, j) reads a register of a tile or filter,
 //                                                       get(plane) one of a plane, and put takes one
@@ -14,13 +15,13 @@
 namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
-// 3x3 and stride 1, F(m x m, 3x3): forward, wgrad, and dgrad with a filter turned by 180 degrees.
-template <int m, class S>
+// Stride 1, F(m x m, r x r): forward, wgrad, and dgrad with a filter turned by 180 degrees.
+template <int m, int r, class S>
 struct DenseForm {
   using V = Vector<S>;
-  using Transform = Winograd<m, S>;
-  static constexpr int n = m + 2;
-  static constexpr int kIn = n, kInStep = m, kOut = m;
+  using Transform = Winograd<m, r, S>;
+  static constexpr int n = m + r - 1;
+  static constexpr int kIn = n, kInStep = m, kOut = m, kTaps = r;
   static constexpr int kInPlanes = n * n, kOutPlanes = n * n, kProducts = n * n;
 
   static constexpr Range products_of(int out_plane) { return {out_plane, out_plane + 1}; }
@@ -33,7 +34,7 @@ struct DenseForm {
   }
   template <class Get, class Put>
   static void filter(const Get& get, const Put& put) {
-    both_ways<V, 3, n>(get, Transform::template filter<V>, [&](int i, int j, V v) { put(i * n + j, v); });
+    both_ways<V, r, n>(get, Transform::template filter<V>, [&](int i, int j, V v) { put(i * n + j, v); });
   }
   template <class Get, class Put>
   static void output(const Get& get, const Put& put) {
@@ -45,7 +46,7 @@ struct DenseForm {
   }
   template <class Get, class Put>
   static void filter_gradient(const Get& get, const Put& put) {
-    both_ways<V, n, 3>([&](int i, int j) { return get(i * n + j); }, Transform::template filter_gradient<V>, put);
+    both_ways<V, n, r>([&](int i, int j) { return get(i * n + j); }, Transform::template filter_gradient<V>, put);
   }
 };
 
@@ -105,7 +106,7 @@ struct StridedForm {
   using V = Vector<S>;
   using Sums = WinogradPhase<2, S>;
   static constexpr int n = StridedProducts::n, m = 4;
-  static constexpr int kIn = 9, kInStep = 8, kOut = m;
+  static constexpr int kIn = 9, kInStep = 8, kOut = m, kTaps = 3;
   static constexpr int kInPlanes = 81, kOutPlanes = n * n, kProducts = 81;
 
   static constexpr Range products_of(int out_plane) {
@@ -160,7 +161,7 @@ struct StridedDgradForm {
   using V = Vector<S>;
   using Transform = WinogradPhase<2, S>;
   static constexpr int n = StridedProducts::n, m = 4;
-  static constexpr int kIn = n, kInStep = m, kOut = 2 * m;
+  static constexpr int kIn = n, kInStep = m, kOut = 2 * m, kTaps = 3;
   static constexpr int kInPlanes = n * n, kOutPlanes = 81, kProducts = 81;
 
   static constexpr Range products_of(int out_plane) { return {out_plane, out_plane + 1}; }

@@ -147,9 +147,11 @@ template <class S>
 void winograd_wgrad(ConvAlgorithm algorithm, const ConvShape& shape, const Source<S>& u, const Source<S>& g,
                     int threads, S* g_weight, const FilterStrides& strides) {
   switch (algorithm) {
-    case ConvAlgorithm::winograd_f2: return run<DenseForm<2, S>>(shape, u, g, threads, g_weight, strides);
-    case ConvAlgorithm::winograd_f4: return run<DenseForm<4, S>>(shape, u, g, threads, g_weight, strides);
+    case ConvAlgorithm::winograd_f2: return run<DenseForm<2, 3, S>>(shape, u, g, threads, g_weight, strides);
+    case ConvAlgorithm::winograd_f4: return run<DenseForm<4, 3, S>>(shape, u, g, threads, g_weight, strides);
+    case ConvAlgorithm::winograd_f5: return run<DenseForm<5, 3, S>>(shape, u, g, threads, g_weight, strides);
     case ConvAlgorithm::winograd_s2: return run<StridedForm<S>>(shape, u, g, threads, g_weight, strides);
+    case ConvAlgorithm::winograd_stem: return run<DenseForm<4, 4, S>>(shape, u, g, threads, g_weight, strides);
     default: throw std::invalid_argument("not an algorithm of Winograd's");
   }
 }

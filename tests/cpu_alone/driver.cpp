@@ -171,8 +171,11 @@ void check_all() {
     check_conv(dtype, silu, conv_shape(3, 11, 9, 24, 40, 3, 1, 2, 2, 8), ConvAlgorithm::direct);
     check_conv(dtype, silu, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), ConvAlgorithm::direct);     // threads share channels
     check_conv(dtype, silu, conv_shape(1, 12, 12, 400, 424, 1, 1, 0), ConvAlgorithm::direct);  // and a weight gradient
-    for (const ConvAlgorithm winograd : {ConvAlgorithm::winograd_f2, ConvAlgorithm::winograd_f4})
+    for (const ConvAlgorithm winograd :
+         {ConvAlgorithm::winograd_f2, ConvAlgorithm::winograd_f4, ConvAlgorithm::winograd_f5})
       check_conv(dtype, silu, conv_shape(3, 13, 18, 35, 33, 3, 1, 1), winograd);
+    check_conv(dtype, silu, conv_shape(3, 13, 18, 35, 33, 3, 2, 1), ConvAlgorithm::winograd_s2);
+    check_conv(dtype, silu, conv_shape(2, 25, 23, 3, 17, 7, 2, 3), ConvAlgorithm::winograd_stem);
     check_parts(dtype, silu);
   }
 }

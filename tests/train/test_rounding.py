@@ -16,7 +16,7 @@ cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module
 
 STEPS = 200
 # Without tile registers bf16x3 is a specification, too slow for training.
-ALGORITHMS = ["winograd_f4", *(["bf16x3"] if cpu.isa() == "amx" else [])]
+ALGORITHMS = ["winograd_f4", "winograd_f5", *(["bf16x3"] if cpu.isa() == "amx" else [])]
 
 
 def losses(seed: int, stock: bool) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """Which algorithm computes a convolution on CPU: the one table of the choice.
 
-``FUSED_RESNET_CONV=direct|winograd_f2|winograd_f4|winograd_s2|bf16x1|bf16x3|bf16x6`` overrules it wherever the
-algorithm exists, for tests; :func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all
-of the bits of float32.
+``FUSED_RESNET_CONV``, one of ``CONV_ALGORITHMS`` or ``auto``, overrules it wherever the algorithm exists, for tests;
+:func:`fused_resnet.set_float32_conv_precision` leaves direct convolution alone, with all of the bits of float32.
 """
 
 from __future__ import annotations
@@ -20,7 +19,23 @@ from ..precision import get_float32_conv_precision
 __all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
 
 # The numbering is that of ConvAlgorithm in csrc/shapes.h.
-CONV_ALGORITHMS = ("direct", "winograd_f2", "winograd_f4", "winograd_s2", "bf16x1", "bf16x3", "bf16x6")
+CONV_ALGORITHMS = (
+    "direct",
+    "winograd_f2",
+    "winograd_f4",
+    "winograd_f5",
+    "winograd_s2",
+    "winograd_stem",
+    "bf16x1",
+    "bf16x3",
+    "bf16x6",
+)
+
+# Of a 3x3 convolution of stride 1: outputs of a tile along either dimension, and what a tile costs, in products of each
+# pair of channels. F(5,3) has 49, but longer transforms.
+_TILES = {"direct": (1, 9), "winograd_f2": (2, 16), "winograd_f4": (4, 36), "winograd_f5": (5, 52)}
+# What packing a filter and reading it costs, in tiles; and reading one that is packed already.
+_PACKING_TILES, _READING_TILES = 30, 10
 
 _ENVIRONMENT = "FUSED_RESNET_CONV"
 
@@ -32,6 +47,7 @@ class Geometry(NamedTuple):
     weight_shape: Sequence[int]  # K, C / groups, R, S
     output_shape: Sequence[int]  # N, K, OH, OW
     dtype: torch.dtype
+    keeps_filter: bool  # packed for many calls, as in inference
 
     @property
     def has_winograd(self) -> bool:
@@ -46,6 +62,12 @@ class Geometry(NamedTuple):
         return kernel == (3, 3) and conv == Conv((2, 2), (1, 1), (1, 1), 1)
 
     @property
+    def has_stem(self) -> bool:
+        """7x7, stride 2, dense."""
+        conv, kernel = self.conv, tuple(self.weight_shape[2:])
+        return kernel == (7, 7) and conv[0] == (2, 2) and conv.dilation == (1, 1) and conv.groups == 1
+
+    @property
     def allows_winograd(self) -> bool:
         """Its rounding is smaller than what the tensors or the user ask for."""
         return self.dtype != torch.float64 and get_float32_conv_precision() != "highest"
@@ -53,8 +75,24 @@ class Geometry(NamedTuple):
     @property
     def suits_winograd(self) -> bool:
         """Its rounding is allowed, and the transforms cost less than they save."""
-        is_worth_it = min(self.weight_shape[:2]) >= 16 and not self.is_bound_by_its_filter
-        return self.has_winograd and self.allows_winograd and is_worth_it
+        return self.has_winograd and self.allows_winograd and min(self.weight_shape[:2]) >= 16
+
+    @property
+    def cheapest(self) -> str:
+        """Which of ``_TILES`` costs least, with the filter and what stands over the edges."""
+        n, _, height, width = self.output_shape
+        filter_tiles = _READING_TILES if self.keeps_filter else _PACKING_TILES
+
+        def cost(algorithm: str) -> int:
+            size, products = _TILES[algorithm]
+            return products * (n * -(-height // size) * -(-width // size) + filter_tiles)
+
+        return min(_TILES, key=cost)
+
+    @property
+    def suits_stem(self) -> bool:
+        """The same for a stem: four times its channels must fill a register, or nearly."""
+        return self.has_stem and self.allows_winograd and self.weight_shape[0] >= 16 and self.weight_shape[1] >= 3
 
     @property
     def suits_strided_winograd(self) -> bool:
@@ -80,23 +118,12 @@ class Geometry(NamedTuple):
         """The processor has them, and no more than half of a register would be padding."""
         return isa() == "amx" and self.has_parts and min(self.weight_shape[:2]) >= 16
 
-    @property
-    def is_bound_by_its_filter(self) -> bool:
-        """A large filter and few tiles: reading 36 transformed values for 9 takes longer than is saved."""
-        n, k, height, width = self.output_shape
-        return k * self.weight_shape[1] >= 1 << 16 and n * -(-height // 4) * -(-width // 4) <= 8
-
-    @property
-    def is_mostly_padding_in_f4(self) -> bool:
-        """Tiles of two times two outputs need no more products than those of four, and less than half the filter."""
-        height, width = self.output_shape[2:]
-        f2, f4 = ((tile + 2) ** 2 * -(-height // tile) * -(-width // tile) for tile in (2, 4))
-        return f2 <= f4
-
     def has(self, algorithm: str) -> bool:
         """Whether the algorithm computes this convolution at all."""
         if algorithm == "winograd_s2":
             return self.has_strided_winograd
+        if algorithm == "winograd_stem":
+            return self.has_stem
         if algorithm.startswith("winograd"):
             return self.has_winograd
         return algorithm == "direct" or self.has_parts
@@ -107,8 +134,10 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
     ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
     ("bf16x3", lambda g: g.suits_tile_registers),  # float16 too, whose numbers are two parts
-    ("winograd_f2", lambda g: g.suits_winograd and g.is_mostly_padding_in_f4),
-    ("winograd_f4", lambda g: g.suits_winograd),
+    ("winograd_f2", lambda g: g.suits_winograd and g.cheapest == "winograd_f2"),
+    ("winograd_f4", lambda g: g.suits_winograd and g.cheapest == "winograd_f4"),
+    ("winograd_f5", lambda g: g.suits_winograd and g.cheapest == "winograd_f5"),
+    ("winograd_stem", lambda g: g.suits_stem),
     ("bf16x1", lambda g: g.suits_dot_products),
     ("winograd_s2", lambda g: g.suits_strided_winograd),
     ("direct", lambda g: True),
@@ -121,13 +150,19 @@ def is_depthwise(weight_shape: Sequence[int], conv: Conv) -> bool:
     return conv.groups > 1 and min(c_per_group, k // conv.groups) == 1
 
 
-def conv_algorithm(conv: Conv, weight_shape: Sequence[int], output_shape: Sequence[int], dtype: torch.dtype) -> str:
+def conv_algorithm(
+    conv: Conv,
+    weight_shape: Sequence[int],
+    output_shape: Sequence[int],
+    dtype: torch.dtype,
+    keeps_filter: bool = False,
+) -> str:
     """One of ``CONV_ALGORITHMS``.
 
-    ``weight_shape`` is (K, C / groups, R, S), ``output_shape`` (N, K, OH, OW). Raises ValueError for an unknown name in
-    ``FUSED_RESNET_CONV``.
+    ``weight_shape`` is (K, C / groups, R, S), ``output_shape`` (N, K, OH, OW); ``keeps_filter`` says that the filter is
+    packed for many calls. Raises ValueError for an unknown name in ``FUSED_RESNET_CONV``.
     """
-    geometry = Geometry(conv, weight_shape, output_shape, dtype)
+    geometry = Geometry(conv, weight_shape, output_shape, dtype, keeps_filter)
     forced = os.environ.get(_ENVIRONMENT) or "auto"
     if forced not in ("auto", *CONV_ALGORITHMS):
         raise ValueError(f"{_ENVIRONMENT}: expected auto or one of {', '.join(CONV_ALGORITHMS)}, got {forced!r}")

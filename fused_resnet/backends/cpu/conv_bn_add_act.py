@@ -24,7 +24,7 @@ def conv_bn_add_act(
     conv: Conv,
 ) -> Tensor:
     """out [N, K, OH, OW]; norm, residual and activation in the convolution's epilogue, the filter packed once."""
-    engine = Engine.of(x, weight, conv)
+    engine = Engine.of(x, weight, conv, keeps_filter=True)
     if engine is None:  # nothing to compute
         return reference.conv_bn_add_act(x, weight, bias, bn, residual, activation, conv)
     out = engine.empty_output(x)

@@ -22,14 +22,17 @@ class Engine(NamedTuple):
     output_shape: tuple[int, int, int, int]  # N, K, OH, OW
 
     @staticmethod
-    def of(x: Tensor, weight: Tensor, conv: Conv) -> Engine | None:
-        """The engine for x [N, C, H, W] and weight [K, C / groups, R, S]; None where there is nothing to compute."""
+    def of(x: Tensor, weight: Tensor, conv: Conv, keeps_filter: bool = False) -> Engine | None:
+        """The engine for x [N, C, H, W] and weight [K, C / groups, R, S]; None where there is nothing to compute.
+
+        ``keeps_filter``: the filter is packed for many calls, not for this one.
+        """
         n, c, h, w = x.shape
         k, _, r, s = weight.shape
         height, width = conv.output_size((h, w), (r, s))
         if 0 in (n, c, h, w, k, r, s, height, width):
             return None
-        algorithm = conv_algorithm(conv, weight.shape, (n, k, height, width), x.dtype)
+        algorithm = conv_algorithm(conv, weight.shape, (n, k, height, width), x.dtype, keeps_filter)
         weight = _dense(weight.detach().to(accumulate_dtype(weight.dtype)))
         shape = (n, h, w, c, height, width, k, r, s, *conv.stride, *conv.padding, *conv.dilation, conv.groups)
         number = CONV_ALGORITHMS.index(algorithm)

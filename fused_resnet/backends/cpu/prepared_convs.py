@@ -50,7 +50,7 @@ class PreparedConvs:
 
 def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> PreparedConvs | None:
     """``layers`` as one call; None where they compute nothing, or numbers would have to be converted in each call."""
-    engines = [engine for a in layers if (engine := Engine.of(a.x, a.weight, a.conv)) is not None]
+    engines = [engine for a in layers if (engine := Engine.of(a.x, a.weight, a.conv, keeps_filter=True)) is not None]
     dtype = layers[0].x.dtype
     vectors = [v for a in layers for v in a.bn[:4] if v is not None]
     if dtype not in (torch.float32, torch.float64) or len(engines) < len(layers):
