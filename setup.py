@@ -57,10 +57,10 @@ ARM = {"baseline": (0, ""), "neon": (16, "")}
 # Instruction sets by machine: the bytes of a vector (0: scalar) and the compiler's options.
 TARGETS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}
 
-# -Wno-maybe-uninitialized: GCC's own AVX-512 header warns.
+# -Wno-maybe-uninitialized: GCC's own AVX-512 header warns, and Clang does not know that warning.
 FLAGS = (
     "-std=c++17 -O3 -fno-math-errno -fPIC -fvisibility=hidden -fopenmp "
-    "-Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+    "-Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Wno-unknown-warning-option"
 )
 
 

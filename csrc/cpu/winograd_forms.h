@@ -186,20 +186,34 @@ struct StridedDgradForm {
   }
 };
 
-// Transforms one tile of a strip, channel by channel: channel c of a plane goes to out.data[plane * plane_stride +
-// ...].
-template <class Form, class S>
-inline void transform_input(const S* tile,  // [kIn, kIn, channels]
-                            int64_t row_stride, int64_t channels, const Rows<S>& out, int64_t plane_stride) {
+// Transforms one tile of a strip, channel by channel, by Form::input or Form::gradient: channel c of a plane goes to
+// out.data[plane * plane_stride + ...].
+template <class S, class Transform>
+inline void transform_tile(const Transform& transform, const S* tile,  // [rows, columns, channels]
+                           int64_t row_stride, int64_t channels, const Rows<S>& out, int64_t plane_stride) {
   for (int64_t first = 0; first < channels; first += out.chunk) {
     S* chunk = out.data + first / out.chunk * out.chunk_stride;
     const int64_t end = std::min(out.chunk, channels - first);
     for (int64_t c = 0; c < end; c += kLanes<S>) {
       const S* d = tile + first + c;
-      Form::input([&](int i, int j) { return load(d + i * row_stride + j * channels); },
-                  [&](int plane, Vector<S> v) { store(chunk + plane * plane_stride + c, v); });
+      transform([&](int i, int j) { return load(d + i * row_stride + j * channels); },
+                [&](int plane, Vector<S> v) { store(chunk + plane * plane_stride + c, v); });
     }
   }
+}
+
+template <class Form, class S>
+inline void transform_input(const S* tile, int64_t row_stride, int64_t channels, const Rows<S>& out,
+                            int64_t plane_stride) {
+  transform_tile([](const auto& get, const auto& put) { Form::input(get, put); }, tile, row_stride, channels, out,
+                 plane_stride);
+}
+
+template <class Form, class S>
+inline void transform_gradient(const S* tile, int64_t row_stride, int64_t channels, const Rows<S>& out,
+                               int64_t plane_stride) {
+  transform_tile([](const auto& get, const auto& put) { Form::gradient(get, put); }, tile, row_stride, channels, out,
+                 plane_stride);
 }
 
 }  // namespace FUSED_RESNET_TARGET

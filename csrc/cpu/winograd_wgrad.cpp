@@ -1,7 +1,8 @@
 // The weight gradient of a 3x3 convolution in the Winograd domain: for each plane of the filter a product over tiles,
 // of the transformed gradient and the transformed input, and one transform back at the end.
 //
-// All threads transform a block of tiles together, and each then multiplies for a share of the result.
+// As in gather_wgrad.cpp each thread has blocks of tiles and an accumulator of its own where the result is small. Where
+// it is large all threads transform a block together, and each then multiplies for a share of the result.
 #include <algorithm>
 #include <stdexcept>
 
@@ -14,9 +15,26 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-constexpr int64_t kBlockBytes = 4 * 1024 * 1024;  // of L3, for a block
-constexpr int64_t kMinTiles = 128;                // the longer a block, the less often the result is added to
+// Of L2, for a block of a thread's own and for its accumulator; of L3, for a block of all.
+constexpr int64_t kOwnBlockBytes = 512 * 1024, kOwnBytes = 256 * 1024, kSharedBlockBytes = 4 * 1024 * 1024;
+constexpr int64_t kMinTiles = 128;  // of all: the longer a block, the less often the result is added to
 
+// One operand of the products, [crews, planes, tiles, channels].
+template <class S>
+struct Operand {
+  Rows<S> rows;  // of the first plane
+  int64_t plane_stride, size;
+
+  Operand of_crew(int number) const {
+    Operand own = *this;
+    own.rows.data += number * size;
+    return own;
+  }
+  S* plane(int i) const { return rows.data + i * plane_stride; }
+};
+
+// The rows of the result are the outputs of the convolution and its columns the inputs, or the other way round where
+// the inputs would fill but half of a panel.
 template <class Form, class S>
 class WinogradWgrad {
  public:
@@ -24,70 +42,89 @@ class WinogradWgrad {
       : shape_(shape),
         u_(u),
         g_(g),
+        is_turned_(shape.channels <= kLanes<S> && shape.out_channels > kLanes<S>),
         tiles_h_((shape.out_height + kOut - 1) / kOut),
         tiles_w_((shape.out_width + kOut - 1) / kOut),
-        rows_of_sums_(round_up(shape.out_channels, kColumnRows)),
-        columns_(round_up(shape.channels, kLanes<S>)),
+        rows_(is_turned_ ? shape.channels : shape.out_channels),
+        columns_(is_turned_ ? shape.out_channels : shape.channels),
+        padded_rows_(round_up(rows_, kColumnRows)),
+        padded_columns_(round_up(columns_, kLanes<S>)),
         u_strip_(Form::kIn, (tiles_w_ - 1) * kInStep + Form::kIn, shape.channels, shape.height, shape.width,
                  shape.pad_h, shape.pad_w),
         g_strip_(kOut, tiles_w_ * kOut, shape.out_channels, shape.out_height, shape.out_width, 0, 0) {
-    const int64_t row_bytes =
-        tiles_w_ * (kInPlanes * columns_ + kOutPlanes * rows_of_sums_) * static_cast<int64_t>(sizeof(S));
-    rows_ = std::min(std::max(kBlockBytes / row_bytes, (kMinTiles + tiles_w_ - 1) / tiles_w_), shape.batch * tiles_h_);
-    tiles_ = rows_ * tiles_w_;
-    u_stride_ = round_up(columns_, kPanel<S>) * tiles_ + 16;
-    g_row_ = round_up(std::max(rows_of_sums_, g_strip_.channels()), 16) + 16;  // odd in cache lines
-    g_stride_ = g_row_ * tiles_;
+    sums_size_ = Form::kProducts * padded_rows_ * padded_columns_;
+    is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= kOwnBytes;
+    const int64_t numbers = is_turned_ ? kInPlanes * padded_rows_ + kOutPlanes * padded_columns_
+                                       : kInPlanes * padded_columns_ + kOutPlanes * padded_rows_;
+    const int64_t row_bytes = tiles_w_ * numbers * static_cast<int64_t>(sizeof(S));
+    const int64_t least = is_alone_ ? 1 : (kMinTiles + tiles_w_ - 1) / tiles_w_;
+    const int64_t rows = std::max((is_alone_ ? kOwnBlockBytes : kSharedBlockBytes) / row_bytes, least);
+    block_rows_ = std::min(rows, shape.batch * tiles_h_);
+    tiles_ = block_rows_ * tiles_w_;
+    const int crews = is_alone_ ? threads : 1;
     u_strips_ = workspace<S>(Slot::strips, u_strip_.size() * threads);
     g_strips_ = workspace<S>(Slot::rows, g_strip_.size() * threads);
-    u_tiles_ = workspace<S>(Slot::tiles, kInPlanes * u_stride_);
-    g_tiles_ = workspace<S>(Slot::gradients, kOutPlanes * g_stride_);
-    sums_ = workspace<S>(Slot::sums, Form::kProducts * rows_of_sums_ * columns_);
+    u_tiles_ = is_turned_ ? left(Slot::tiles, kInPlanes, crews) : right(Slot::tiles, kInPlanes, crews);
+    g_tiles_ = is_turned_ ? right(Slot::gradients, kOutPlanes, crews) : left(Slot::gradients, kOutPlanes, crews);
+    sums_ = workspace<S>(Slot::sums, sums_size_ * crews);
   }
 
   void run(int part, int parts, S* g_weight, const FilterStrides& strides) {
+    const Crew crew = Crew::of(part, parts, is_alone_);
+    const Operand<S> u_tiles = u_tiles_.of_crew(crew.number), g_tiles = g_tiles_.of_crew(crew.number);
     S *u_strip = u_strips_ + part * u_strip_.size(), *g_strip = g_strips_ + part * g_strip_.size();
+    S* sums = sums_ + crew.number * sums_size_;
     u_strip_.clear(u_strip);
     g_strip_.clear(g_strip);
-    const int64_t total = shape_.batch * tiles_h_;
-    for (int64_t row = 0; row < total; row += rows_) {
-      const int64_t rows = std::min(rows_, total - row);
-      const Range mine = share(rows, part, parts);
+    const Range all = crew.share_of_crew(shape_.batch * tiles_h_);
+    if (all.begin == all.end) std::fill_n(sums, sums_size_, S(0));
+    for (int64_t row = all.begin; row < all.end; row += block_rows_) {
+      const int64_t rows = std::min(block_rows_, all.end - row);
+      const Range mine = crew.share_of_member(rows);
       for (int64_t t = mine.begin; t < mine.end; ++t) {
-        read_input(row + t, t * tiles_w_, u_strip);
-        read_gradient(row + t, t * tiles_w_, g_strip);
+        read_input(row + t, t * tiles_w_, u_strip, u_tiles);
+        read_gradient(row + t, t * tiles_w_, g_strip, g_tiles);
       }
       Ahead ahead;
-      const Range next = share(std::min(rows_, total - row - rows), part, parts);
+      const Range next = crew.share_of_member(std::min(block_rows_, all.end - row - rows));
       for (int64_t t = next.begin; t < next.end; ++t) announce(row + rows + t, ahead);
-      barrier(parts);
-      multiply(rows * tiles_w_, part, parts, row > 0, ahead);
-      barrier(parts);
+      crew.wait();
+      multiply(is_turned_ ? u_tiles : g_tiles, is_turned_ ? g_tiles : u_tiles, rows * tiles_w_, crew, sums,
+               row > all.begin, ahead);
+      crew.wait();
     }
-    write(share(shape_.out_channels, part, parts), g_weight, strides);
+    barrier(parts);
+    write(share(rows_, part, parts), crew.crews, g_weight, strides);
   }
 
  private:
   static constexpr int64_t kInStep = Form::kInStep, kOut = Form::kOut;
   static constexpr int kInPlanes = Form::kInPlanes, kOutPlanes = Form::kOutPlanes;
 
-  void read_input(int64_t row, int64_t tile, S* strip) const {
+  // Memory for an operand as the left side of multiply_columns, whose tiles are an odd number of cache lines apart,
+  // lest they share a cache's sets ...
+  Operand<S> left(Slot slot, int planes, int crews) const {
+    const int64_t row = round_up(padded_rows_, 16) | 16, stride = row * tiles_;
+    return {Rows<S>::plain(workspace<S>(slot, planes * stride * crews), row), stride, planes * stride};
+  }
+  // ... and as the right side.
+  Operand<S> right(Slot slot, int planes, int crews) const {
+    const int64_t stride = round_up(padded_columns_, kPanel<S>) * tiles_ + 16;
+    return {Rows<S>::panels(workspace<S>(slot, planes * stride * crews), tiles_), stride, planes * stride};
+  }
+
+  void read_input(int64_t row, int64_t tile, S* strip, const Operand<S>& out) const {
     u_strip_.fill(row / tiles_h_, row % tiles_h_ * kInStep, u_, strip);
     for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
       transform_input<Form>(u_strip_.column(strip, j * kInStep), u_strip_.row_stride(), u_strip_.channels(),
-                            Rows<S>::panels(u_tiles_, tiles_).from_row(tile), u_stride_);
+                            out.rows.from_row(tile), out.plane_stride);
   }
 
-  void read_gradient(int64_t row, int64_t tile, S* strip) const {
+  void read_gradient(int64_t row, int64_t tile, S* strip, const Operand<S>& out) const {
     g_strip_.fill(row / tiles_h_, row % tiles_h_ * kOut, g_, strip);
-    const int64_t channels = g_strip_.channels(), row_stride = g_strip_.row_stride();
     for (int64_t j = 0; j < tiles_w_; ++j, ++tile)
-      for (int64_t k = 0; k < channels; k += kLanes<S>) {
-        const S* g = g_strip_.column(strip, j * kOut) + k;
-        S* out = g_tiles_ + tile * g_row_ + k;
-        Form::gradient([&](int a, int b) { return load(g + a * row_stride + b * channels); },
-                       [&](int plane, Vector<S> v) { store(out + plane * g_stride_, v); });
-      }
+      transform_gradient<Form>(g_strip_.column(strip, j * kOut), g_strip_.row_stride(), g_strip_.channels(),
+                               out.rows.from_row(tile), out.plane_stride);
   }
 
   void announce(int64_t row, Ahead& ahead) const {
@@ -95,43 +132,55 @@ class WinogradWgrad {
     g_strip_.announce(row / tiles_h_, row % tiles_h_ * kOut, kOut, g_, ahead);
   }
 
-  void multiply(int64_t tiles, int part, int parts, bool adds, Ahead& ahead) const {
-    const int64_t panels = (columns_ + kPanel<S> - 1) / kPanel<S>, blocks = rows_of_sums_ / kColumnRows;
-    const Range items = share(Form::kProducts * panels * blocks, part, parts);
+  void multiply(const Operand<S>& a, const Operand<S>& b, int64_t tiles, const Crew& crew, S* sums, bool adds,
+                Ahead& ahead) const {
+    const int64_t panels = (padded_columns_ + kPanel<S> - 1) / kPanel<S>, blocks = padded_rows_ / kColumnRows;
+    const Range items = crew.share_of_member(Form::kProducts * panels * blocks);
     ahead.spread((items.end - items.begin) * tiles);
     for (int64_t item = items.begin; item < items.end; ++item) {
       const int64_t first = item / blocks % panels * kPanel<S>, k = item % blocks * kColumnRows;
       const int product = static_cast<int>(item / blocks / panels);
-      multiply_columns_panel(g_tiles_ + Form::out_plane(product) * g_stride_ + k, g_row_,
-                             u_tiles_ + Form::in_plane(product) * u_stride_ + first * tiles_, {1, tiles, kPanel<S>, 0},
-                             columns_ - first, sums_ + (product * rows_of_sums_ + k) * columns_ + first, columns_, adds,
-                             ahead.take(tiles));
+      const int in_plane = Form::in_plane(product), out_plane = Form::out_plane(product);
+      multiply_columns_panel(a.plane(is_turned_ ? in_plane : out_plane) + k, a.rows.row_stride,
+                             b.plane(is_turned_ ? out_plane : in_plane) + first * tiles_, {1, tiles, kPanel<S>, 0},
+                             padded_columns_ - first, sums + (product * padded_rows_ + k) * padded_columns_ + first,
+                             padded_columns_, adds, ahead.take(tiles));
     }
   }
 
-  void write(const Range& outputs, S* g_weight, const FilterStrides& w) const {
-    for (int64_t k = outputs.begin; k < outputs.end; ++k)
-      for (int64_t c = 0; c < shape_.channels; c += kLanes<S>) {
-        const S* sums = sums_ + k * columns_ + c;
-        const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, shape_.channels - c));
-        Form::filter_gradient([&](int product) { return load(sums + product * rows_of_sums_ * columns_); },
-                              [&](int r, int s, Vector<S> v) {
-                                S values[kLanes<S>];
-                                store(values, v);
-                                for (int i = 0; i < lanes; ++i)
-                                  g_weight[k * w.k + (c + i) * w.c + r * w.r + s * w.s] = values[i];
-                              });
+  // Adds up the crews' sums, in their order, and transforms some rows of them back.
+  void write(const Range& rows, int crews, S* g_weight, const FilterStrides& w) const {
+    const int64_t row_stride = is_turned_ ? w.c : w.k, column_stride = is_turned_ ? w.k : w.c;
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      for (int64_t column = 0; column < columns_; column += kLanes<S>) {
+        const S* sums = sums_ + row * padded_columns_ + column;
+        const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, columns_ - column));
+        const auto sum = [&](int product) {
+          const S* from = sums + product * padded_rows_ * padded_columns_;
+          Vector<S> total = load(from);
+          for (int crew = 1; crew < crews; ++crew) total += load(from + crew * sums_size_);
+          return total;
+        };
+        Form::filter_gradient(sum, [&](int r, int s, Vector<S> v) {
+          S values[kLanes<S>];
+          store(values, v);
+          S* to = g_weight + row * row_stride + column * column_stride + r * w.r + s * w.s;
+          for (int i = 0; i < lanes; ++i) to[i * column_stride] = values[i];
+        });
       }
   }
 
   const ConvShape& shape_;
   const Source<S>&u_, &g_;
+  bool is_turned_;
   int64_t tiles_h_, tiles_w_;
-  int64_t rows_of_sums_, columns_;  // of one plane of the result, padded
+  int64_t rows_, columns_, padded_rows_, padded_columns_;  // of one plane of the result
   TileStrip<S> u_strip_, g_strip_;
-  int64_t rows_, tiles_;                 // of a block: rows of tiles, and tiles
-  int64_t u_stride_, g_row_, g_stride_;  // from plane to plane, and from tile to tile
-  S *u_strips_, *g_strips_, *u_tiles_, *g_tiles_, *sums_;
+  int64_t block_rows_, tiles_;  // of a block: rows of tiles, and tiles
+  bool is_alone_;               // each thread
+  int64_t sums_size_;           // of a crew
+  Operand<S> u_tiles_, g_tiles_;
+  S *u_strips_, *g_strips_, *sums_;
 };
 
 template <class Form, class S>

@@ -103,8 +103,8 @@ def test_winograd_of_stride_2(isa: str, shape: tuple, channels: tuple, monkeypat
     monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
     n, height, width = shape
     for dtype, atol in ((torch.float64, 2e-12), (torch.float32, 2e-5), (torch.bfloat16, None)):
-        if dtype == torch.bfloat16 and height * width == 1:
-            continue  # stock's weight gradient of 65 channels has NaN there
+        if dtype == torch.bfloat16 and width <= 2:
+            continue  # one column of output, where stock reads memory that nobody wrote: on AMX there is NaN in it
         args = arguments((n, *channels, height, width, (3, 3), (2, 2), (1, 1), (1, 1), 1), dtype)
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
 
