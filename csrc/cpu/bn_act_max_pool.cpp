@@ -82,7 +82,7 @@ void max_pool_kernel(const MaxPoolArgs& a) {
     Vector<S> best = broadcast(-std::numeric_limits<S>::infinity());
     visit([&](int64_t from, int64_t) {
       const Vector<S> u = load(x + from, lanes);
-      best = (u > best) | (u != u) ? u : best;
+      best = ((u > best) | (u != u)) ? u : best;
     });
     store(out + to, best, lanes);
   });
