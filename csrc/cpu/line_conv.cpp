@@ -1,4 +1,5 @@
-// Direct convolution in tile registers: forward and dgrad, of any geometry without groups.
+// Direct convolution in tile registers: forward and dgrad, of any geometry. Of groups narrower than a register several
+// are taken together, with zeros in the filter between them.
 //
 // A thread's block is some rows of the line (line.h), whose strip it splits into bfloat16 parts once; then every panel
 // of the filter goes by, and each 32 positions and 32 channels of sums are finished in L1. Nothing is gathered: what a
@@ -25,42 +26,59 @@ constexpr int64_t kSliceNumbers = 256;
 // How many slices before it is packed a slice is asked for: more would fill the buffers that the products' loads need.
 constexpr size_t kSlicesAhead = 2;
 
-int64_t chunks_of(const Filter<float>& filter) {
-  return (filter.inputs + kTileTerms - 1) / kTileTerms;
-}
-
-int64_t padded_outputs(const Filter<float>& filter) {
-  return round_up(filter.outputs, kTileSide);
-}
-
 // Registers of columns in the panel that begins with `first`.
 int64_t panel_tiles(const Filter<float>& filter, int64_t first) {
   return filter.outputs - first > kTileSide ? 2 : 1;
 }
 
-// Elements of one step, a tap's chunk of inputs, of all panels.
+// The chunks of inputs that the panel's outputs are sums of.
+Range panel_chunks(const Filter<float>& f, int64_t panel) {
+  const int64_t first = panel * kPiece, last = std::min(first + kPiece, f.outputs) - 1;
+  const int64_t begin = first / f.outputs_per_group * f.inputs_per_group;
+  const int64_t end = (last / f.outputs_per_group + 1) * f.inputs_per_group;
+  return {begin / kTileTerms, (end + kTileTerms - 1) / kTileTerms};
+}
+
+// Where each panel of a filter of one tap begins, in elements, and where the last one ends.
 template <int kParts>
-int64_t step_size(const Filter<float>& filter) {
-  return padded_outputs(filter) * kTileTerms * kParts;
+std::vector<int64_t> panel_begins(const Filter<float>& filter) {
+  std::vector<int64_t> begins{0};
+  for (int64_t first = 0; first < filter.outputs; first += kPiece) {
+    const Range chunks = panel_chunks(filter, first / kPiece);
+    begins.push_back(begins.back() + (chunks.end - chunks.begin) * panel_tiles(filter, first) * kTileNumbers * kParts);
+  }
+  return begins;
+}
+
+// Reads a chunk of inputs for 16 outputs from a tap, zeros where an output is no sum of an input.
+void read_step(const Filter<float>& f, const float* tap, int64_t input, int64_t output,
+               float (&numbers)[kTileTerms][kTileSide]) {
+  const int64_t inputs = std::min(kTileTerms, f.inputs - input);
+  const int64_t outputs = std::min<int64_t>(kTileSide, f.outputs - output);
+  const float* from = tap + input * f.input_stride + output * f.output_stride;
+  if (f.outputs_per_group < f.outputs) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int64_t group = (output + o) / f.outputs_per_group * f.inputs_per_group - input;  // its first input
+      for (int64_t i = std::max<int64_t>(group, 0); i < std::min(inputs, group + f.inputs_per_group); ++i)
+        numbers[i][o] = tap[f.output_offset(output + o) + f.input_offset(input + i)];
+    }
+  } else if (f.output_stride == 1) {  // dgrad's
+    for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
+  } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
+    for (int64_t i = 0; i < inputs; i += kTileSide) transpose(from + i, f.output_stride, numbers[i], kTileSide);
+  } else {
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
+  }
 }
 
 // Writes a step of a panel: for each part, registers of pairs of inputs [16, 16 outputs, 2].
 template <int kParts>
 BFloat16* pack_step(const Filter<float>& f, const Tap& tap, int64_t input, int64_t output, BFloat16* to) {
-  const int64_t tiles = panel_tiles(f, output), inputs = std::min(kTileTerms, f.inputs - input);
+  const int64_t tiles = panel_tiles(f, output);
   for (int64_t t = 0; t < tiles; ++t, output += kTileSide) {
     alignas(64) float numbers[kTileTerms][kTileSide] = {};  // [inputs, outputs]
-    const float* from =
-        f.data + tap.r * f.r_stride + tap.s * f.s_stride + input * f.input_stride + output * f.output_stride;
-    const int64_t outputs = std::min<int64_t>(kTileSide, f.outputs - output);
-    if (f.output_stride == 1) {  // dgrad's
-      for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
-    } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
-      for (int64_t i = 0; i < inputs; i += kTileSide) transpose(from + i, f.output_stride, numbers[i], kTileSide);
-    } else {
-      for (int64_t o = 0; o < outputs; ++o)
-        for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];
-    }
+    read_step(f, f.data + tap.r * f.r_stride + tap.s * f.s_stride, input, output, numbers);
     for (int64_t i = 0; i < kTileSide; ++i)
       split_pairs<kParts>(numbers[i], numbers[kTileSide + i], to + t * kTileNumbers + i * kTileTerms,
                           tiles * kTileNumbers);
@@ -79,8 +97,9 @@ class LineConv {
         source_(source),
         sink_(sink),
         line_(plan),
-        chunks_(chunks_of(filter)),
-        panels_((filter.outputs + kPiece - 1) / kPiece),
+        chunks_((filter.inputs + kTileTerms - 1) / kTileTerms),
+        panel_begins_(panel_begins<kParts>(filter)),
+        panels_(static_cast<int64_t>(panel_begins_.size()) - 1),
         slice_pixels_(std::clamp<int64_t>(kSliceNumbers / (chunks_ * kTileTerms), 1, 4)) {
     const int64_t position_bytes = kParts * line_.planes() * chunks_ * kTileBytes;
     const int64_t fitting = std::max(kStripBytes / position_bytes, kLeastPositions) / line_.pitch();
@@ -135,18 +154,25 @@ class LineConv {
     // The outputs of these rows, whose strip is packed; meanwhile packs that of `next`.
     void run(const Range& rows, const Range& next, const Range& panels) {
       std::swap(strip, next_strip);
-      int64_t steps = 0;
-      for (const auto& phase : c.steps_) steps += static_cast<int64_t>(phase.size());
-      steps *= ((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece * (panels.end - panels.begin);
-      plan_packing(next, steps);
+      int64_t taps = 0, chunks = 0;
+      for (const Phase& phase : c.plan_.phases) taps += static_cast<int64_t>(phase.taps.size());
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const Range of_panel = panel_chunks(c.filter_, panel);
+        chunks += of_panel.end - of_panel.begin;
+      }
+      plan_packing(next, taps * chunks * (((rows.end - rows.begin) * c.line_.pitch() + kPiece - 1) / kPiece));
       const BFloat16* packed = c.packed_;
       for (size_t phase = 0; phase < c.steps_.size(); ++phase) {
         locate_outputs(c.plan_.phases[phase], rows);
-        const auto count = static_cast<int64_t>(c.steps_[phase].size());
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-          multiply(c.steps_[phase], panel, packed + panel * count * kPiece * kTileTerms * kParts);
+        const auto taps_of_phase = static_cast<int64_t>(c.plan_.phases[phase].taps.size());
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          const Range chunks_of_panel = panel_chunks(c.filter_, panel);
+          multiply(c.steps_[phase].data() + chunks_of_panel.begin * taps_of_phase,
+                   (chunks_of_panel.end - chunks_of_panel.begin) * taps_of_phase, panel,
+                   packed + c.panel_begins_[panel] * taps_of_phase);
+        }
         finish_rest();
-        packed += count * step_size<kParts>(c.filter_);
+        packed += c.panel_begins_.back() * taps_of_phase;
       }
       pack_slices(slices.size());
       c.sink_.end_block(thread);
@@ -217,23 +243,22 @@ class LineConv {
       halves_up_to(static_cast<int64_t>(first_run.size() + 1) / 2 * 2);
     }
 
-    void multiply(const std::vector<int64_t>& steps, int64_t panel, const BFloat16* packed) {
+    void multiply(const int64_t* steps, int64_t count, int64_t panel, const BFloat16* packed) {
       const int64_t channel = panel * kPiece, tiles = panel_tiles(c.filter_, channel);
       const Operand b{packed, kTileBytes, kTileNumbers, tiles * kTileNumbers};
       for (size_t half = 0; half + 2 < first_run.size(); half += 2) {
         if (first_run[half] == first_run[half + 2]) continue;
         const Operand a{strip + static_cast<int64_t>(half) * kTileNumbers, kTileBytes, kTileNumbers, c.part_};
         const bool is_high = first_run[half + 1] < first_run[half + 2];
-        multiply_piece(a, steps, b, is_high, tiles > 1, sums[to_second]);
+        multiply_piece(a, steps, count, b, is_high, tiles > 1, sums[to_second]);
         finish_rest();
         unfinished = {sums[to_second], channel, half, half + 2};
         to_second = !to_second;
       }
     }
 
-    void multiply_piece(const Operand& a, const std::vector<int64_t>& steps, const Operand& b, bool is_high,
+    void multiply_piece(const Operand& a, const int64_t* steps, int64_t count, const Operand& b, bool is_high,
                         bool is_wide, float* to) {
-      const auto count = static_cast<int64_t>(steps.size());
       const int64_t b_step = kParts * b.part;
       const auto meanwhile = [this, second = count / 2](int64_t k) {
         if (k == 0 || k == second) finish_half();
@@ -241,13 +266,13 @@ class LineConv {
         pack_slices(static_cast<size_t>(due_slices));
       };
       if (is_high && is_wide)
-        multiply_steps<kParts, 2, 2>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
+        multiply_steps<kParts, 2, 2>(tiles, a, steps, count, b, b_step, to, kPiece, false, meanwhile);
       else if (is_high)
-        multiply_steps<kParts, 2, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
+        multiply_steps<kParts, 2, 1>(tiles, a, steps, count, b, b_step, to, kPiece, false, meanwhile);
       else if (is_wide)
-        multiply_steps<kParts, 1, 2>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
+        multiply_steps<kParts, 1, 2>(tiles, a, steps, count, b, b_step, to, kPiece, false, meanwhile);
       else
-        multiply_steps<kParts, 1, 1>(tiles, a, steps.data(), count, b, b_step, to, kPiece, false, meanwhile);
+        multiply_steps<kParts, 1, 1>(tiles, a, steps, count, b, b_step, to, kPiece, false, meanwhile);
     }
 
     // Half of the piece before, if any of it is left.
@@ -288,7 +313,9 @@ class LineConv {
   const Source<float>& source_;
   PieceSink<float>& sink_;
   Line line_;
-  int64_t chunks_, panels_;
+  int64_t chunks_;
+  std::vector<int64_t> panel_begins_;  // of a tap's packed filter
+  int64_t panels_;
   int64_t slice_pixels_;
   bool by_channels_;
   int64_t rows_;                             // of the line, in a block
@@ -303,22 +330,24 @@ class LineConv {
 
 template <int kParts>
 int64_t packed_line_size(const GatherPlan& plan, const Filter<float>& filter) {
-  int64_t steps = 0;
-  for (const Phase& phase : plan.phases) steps += static_cast<int64_t>(phase.taps.size()) * chunks_of(filter);
-  return steps * step_size<kParts>(filter) / 2;
+  int64_t taps = 0;
+  for (const Phase& phase : plan.phases) taps += static_cast<int64_t>(phase.taps.size());
+  return taps * panel_begins<kParts>(filter).back() / 2;
 }
 
 template <int kParts>
 void pack_line(const GatherPlan& plan, const Filter<float>& filter, int threads, float* packed) {
+  const std::vector<int64_t> begins = panel_begins<kParts>(filter);
   auto* begin = reinterpret_cast<BFloat16*>(packed);
   for (const Phase& phase : plan.phases) {
-    const int64_t steps = static_cast<int64_t>(phase.taps.size()) * chunks_of(filter);
-    for_each((filter.outputs + kPiece - 1) / kPiece, threads, [&](int, int64_t panel) {
-      BFloat16* to = begin + panel * steps * kPiece * kTileTerms * kParts;
-      for (int64_t input = 0; input < filter.inputs; input += kTileTerms)
-        for (const Tap& tap : phase.taps) to = pack_step<kParts>(filter, tap, input, panel * kPiece, to);
+    const auto taps = static_cast<int64_t>(phase.taps.size());
+    for_each(static_cast<int64_t>(begins.size()) - 1, threads, [&](int, int64_t panel) {
+      BFloat16* to = begin + begins[panel] * taps;
+      const Range chunks = panel_chunks(filter, panel);
+      for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk)
+        for (const Tap& tap : phase.taps) to = pack_step<kParts>(filter, tap, chunk * kTileTerms, panel * kPiece, to);
     });
-    begin += steps * step_size<kParts>(filter);
+    begin += begins.back() * taps;
   }
 }
 

@@ -59,6 +59,15 @@ class LinePixels {
     if (done < first + count) zero_until(first + count);
   }
 
+  // Asks for the memory of `count` positions from `first` on, which is beyond those read before.
+  void prefetch(const Source<float>& source, int64_t first, int64_t count) const {
+    for (size_t i = next_; i < runs_.size() && runs_[i].begin < first + count; ++i) {
+      const int64_t begin = std::max(runs_[i].begin, first), end = std::min(runs_[i].end, first + count);
+      if (begin < end)
+        source.prefetch(runs_[i].pixel + (begin - runs_[i].begin) * pixel_step_, pixel_step_, end - begin);
+    }
+  }
+
  private:
   struct Run {
     int64_t begin, end, pixel;

@@ -32,7 +32,10 @@ class LineWgrad {
         k_tiles_((shape.out_channels + kTileSide - 1) / kTileSide),
         steps_((line_.rows() * line_.pitch() + kTileTerms - 1) / kTileTerms) {
     for (const Tap& tap : outputs_.taps) reach_ = std::max(reach_, (line_.shift(tap) + kTileSide - 1) / kTileSide);
-    sums_size_ = blocks(k_tiles_) * blocks(c_tiles_) * taps() * kSums;
+    for (int64_t k = 0; k < blocks(k_tiles_); ++k)
+      for (int64_t c = 0; c < blocks(c_tiles_); ++c)
+        if (is_connected(k, c)) pairs_.push_back({k, c});
+    sums_size_ = static_cast<int64_t>(pairs_.size()) * taps() * kSums;
     is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(float)) <= kOwnBytes;
     const int64_t each = (line_.planes() * c_tiles_ + k_tiles_) * kParts * kTileNumbers * sizeof(BFloat16);
     block_ =
@@ -65,7 +68,7 @@ class LineWgrad {
       crew.wait();
     }
     barrier(parts);
-    write(share(blocks(k_tiles_) * blocks(c_tiles_), part, parts), crew.crews, g_weight, strides);
+    write(share(static_cast<int64_t>(pairs_.size()), part, parts), crew.crews, g_weight, strides);
   }
 
  private:
@@ -76,6 +79,11 @@ class LineWgrad {
   // Of L2, for an accumulator of each thread's own.
   static constexpr int64_t kOwnBytes = 1024 * 1024;
   static constexpr int64_t kBlockSide = 2 * kTileSide, kSums = kBlockSide * kBlockSide;
+
+  // Blocks of 32 outputs and of 32 inputs of the convolution.
+  struct Pair {
+    int64_t k, c;
+  };
 
   // Steps of the line, packed.
   struct Block {
@@ -130,12 +138,16 @@ class LineWgrad {
                     block.u + strip * strip_);
     }
     const Range u_steps = own_steps(block, crew, true), g_steps = own_steps(block, crew, false);
-    // Calls f(tile of channels as it is read, which tile) for each.
+    // Calls f(tile of channels as it is read, which tile) for each, and between them asks for the next step's pixels.
     const auto each_tile = [&](const Source<float>& source, std::array<LinePixels, 2>& halves, int64_t step,
                                int64_t count, const auto& f) {
-      for (int half = 0; half < 2; ++half)
-        halves[half].read(source, (block.first + step) * kTileSide, kTileSide, count, staged + half * kSquare);
-      for (int64_t tile = 0; tile < count; ++tile) f(staged + tile * 2 * kSquare, tile);
+      const int64_t first = (block.first + step) * kTileSide, next = first + kTileSide;
+      for (int half = 0; half < 2; ++half) halves[half].read(source, first, kTileSide, count, staged + half * kSquare);
+      for (int64_t tile = 0; tile < count; ++tile) {
+        const int64_t begin = tile * kTileSide / count, end = (tile + 1) * kTileSide / count;
+        for (const LinePixels& half : halves) half.prefetch(source, next + begin, end - begin);
+        f(staged + tile * 2 * kSquare, tile);
+      }
     };
     BFloat16* to = block.u;
     for (auto& plane : stretches.u) {
@@ -154,16 +166,25 @@ class LineWgrad {
   }
 
   static int64_t blocks(int64_t tiles) { return (tiles + 1) / 2; }
+  int64_t inputs_per_group() const { return shape_.channels / shape_.groups; }
+  int64_t outputs_per_group() const { return shape_.out_channels / shape_.groups; }
+  // Whether any of these outputs is a sum of any of these inputs.
+  bool is_connected(int64_t k, int64_t c) const {
+    const int64_t last = std::min((k + 1) * kBlockSide, shape_.out_channels) - 1;
+    const int64_t begin = k * kBlockSide / outputs_per_group() * inputs_per_group();
+    const int64_t end = (last / outputs_per_group() + 1) * inputs_per_group();
+    return c * kBlockSide < end && begin < (c + 1) * kBlockSide;
+  }
   int64_t taps() const { return static_cast<int64_t>(outputs_.taps.size()); }
 
   void multiply(Tiles& tiles, const Block& block, const Crew& crew, float* sums) const {
-    const int64_t width = blocks(c_tiles_);
-    const Range items = crew.share_of_member(blocks(k_tiles_) * width);
-    for (int64_t item = items.begin, n; item < items.end; item += n) {
-      n = std::min(width - item % width, items.end - item);
+    const Range items = crew.share_of_member(static_cast<int64_t>(pairs_.size()));
+    for (int64_t item = items.begin, end; item < items.end; item = end) {
+      end = item + 1;
+      while (end < items.end && pairs_[end].k == pairs_[item].k) ++end;
       for (int64_t step = 0; step < block.steps; step += kPiece)
-        for (int64_t i = item; i < item + n; ++i)
-          multiply_piece(tiles, block, i / width, i % width, step, sums + i * taps() * kSums);
+        for (int64_t i = item; i < end; ++i)
+          multiply_piece(tiles, block, pairs_[i].k, pairs_[i].c, step, sums + i * taps() * kSums);
     }
   }
 
@@ -198,19 +219,23 @@ class LineWgrad {
     for (int64_t i = 0; i < kSums; i += N) store(sums + i, adds ? load(sums + i) + load(piece + i) : load(piece + i));
   }
 
-  // Adds up the crews' sums, in their order, for some blocks of [K / 32, C / 32].
+  // Adds up the crews' sums, in their order, for some of the pairs.
   void write(const Range& items, int crews, float* g_weight, const FilterStrides& w) const {
     for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t k0 = item / blocks(c_tiles_) * kBlockSide, c0 = item % blocks(c_tiles_) * kBlockSide;
+      const int64_t k0 = pairs_[item].k * kBlockSide, c0 = pairs_[item].c * kBlockSide;
       const int64_t rows = std::min(kBlockSide, shape_.out_channels - k0);
       const int64_t columns = std::min(kBlockSide, shape_.channels - c0);
       float* sums = sums_ + item * taps() * kSums;
       for (const Tap& tap : outputs_.taps) {
         for (int crew = 1; crew < crews; ++crew)
           for (int64_t i = 0; i < kSums; ++i) sums[i] += sums[crew * sums_size_ + i];
-        float* to = g_weight + k0 * w.k + c0 * w.c + tap.r * w.r + tap.s * w.s;
-        for (int64_t k = 0; k < rows; ++k)
-          for (int64_t c = 0; c < columns; ++c) to[k * w.k + c * w.c] = sums[k * kBlockSide + c];
+        float* to = g_weight + tap.r * w.r + tap.s * w.s;
+        for (int64_t k = 0; k < rows; ++k) {
+          const int64_t group = (k0 + k) / outputs_per_group() * inputs_per_group();  // its first input
+          const int64_t end = std::min(columns, group + inputs_per_group() - c0);
+          for (int64_t c = std::max<int64_t>(group - c0, 0); c < end; ++c)
+            to[(k0 + k) * w.k + (c0 + c - group) * w.c] = sums[k * kBlockSide + c];
+        }
         sums += kSums;
       }
     }
@@ -228,6 +253,7 @@ class LineWgrad {
   Line line_;
   const Source<float>&u_source_, &g_source_;
   int64_t c_tiles_, k_tiles_;              // 16 channels each
+  std::vector<Pair> pairs_;                // of which there are products
   int64_t steps_, block_ = 0, reach_ = 0;  // of 2 x 16 positions: in all, of a block, and what taps read beyond it
   int64_t strip_;                          // elements of a part of a tile of u
   int64_t u_size_, g_size_;                // of a block

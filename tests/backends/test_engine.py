@@ -238,9 +238,11 @@ def test_precision_and_tile_registers(
         return cpu.conv_algorithm(dense._replace(groups=groups), (64, c, 3, 3), (4, 64, 14, 14), dtype)
 
     assert chosen() == algorithm
-    assert chosen(c=3) == chosen(c=8, groups=8) == chosen(torch.float64) == "direct"
+    assert chosen(c=3) == chosen(c=1, groups=8) == chosen(torch.float64) == "direct"
+    assert chosen(c=8, groups=8) == ("bf16x3" if algorithm == "bf16x3" else "direct")
     if isa == "amx":
         assert (chosen(torch.bfloat16), chosen(torch.float16)) == ("bf16x1", algorithm)
+        assert chosen(torch.bfloat16, c=8, groups=8) == "bf16x1"
 
 
 def test_tile_registers_are_left_as_they_were() -> None:

@@ -152,6 +152,8 @@ void check_parts(DType dtype, const ActivationArgs& activation) {
     check_conv(dtype, activation, conv_shape(2, 14, 17, 33, 20, 3, 2, 1), algorithm);
     check_conv(dtype, activation, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), algorithm);  // threads share channels
     check_conv(dtype, activation, conv_shape(2, 12, 9, 20, 18, 3, 1, 2, 2), algorithm);
+    check_conv(dtype, activation, conv_shape(3, 11, 9, 24, 40, 3, 2, 1, 1, 8), algorithm);  // groups
+    check_conv(dtype, activation, conv_shape(2, 9, 8, 66, 90, 3, 1, 1, 1, 3), algorithm);
   }
 }
 

@@ -68,14 +68,14 @@ class Geometry(NamedTuple):
         return kernel == (7, 7) and conv[0] == (2, 2) and conv.dilation == (1, 1) and conv.groups == 1
 
     @property
-    def allows_winograd(self) -> bool:
-        """Its rounding is smaller than what the tensors or the user ask for."""
+    def allows_rounding(self) -> bool:
+        """That of Winograd, or of 16 bits of 24, is no more than what the tensors or the user ask for."""
         return self.dtype != torch.float64 and get_float32_conv_precision() != "highest"
 
     @property
     def suits_winograd(self) -> bool:
         """Its rounding is allowed, and the transforms cost less than they save."""
-        return self.has_winograd and self.allows_winograd and min(self.weight_shape[:2]) >= 16
+        return self.has_winograd and self.allows_rounding and min(self.weight_shape[:2]) >= 16
 
     @property
     def cheapest(self) -> str:
@@ -92,7 +92,7 @@ class Geometry(NamedTuple):
     @property
     def suits_stem(self) -> bool:
         """The same for a stem: four times its channels must fill a register, or nearly."""
-        return self.has_stem and self.allows_winograd and self.weight_shape[0] >= 16 and self.weight_shape[1] >= 3
+        return self.has_stem and self.allows_rounding and self.weight_shape[0] >= 16 and self.weight_shape[1] >= 3
 
     @property
     def suits_strided_winograd(self) -> bool:
@@ -100,7 +100,7 @@ class Geometry(NamedTuple):
         n, _, height, width = self.output_shape
         tiles = n * -(-height // 4) * -(-width // 4)
         is_worth_it = min(self.weight_shape[:2]) >= 32 and n * height * width > 11.25 * (tiles + 20)
-        return self.has_strided_winograd and self.allows_winograd and is_worth_it
+        return self.has_strided_winograd and self.allows_rounding and is_worth_it
 
     @property
     def suits_dot_products(self) -> bool:
@@ -110,13 +110,14 @@ class Geometry(NamedTuple):
 
     @property
     def has_parts(self) -> bool:
-        """Dense, and of a type whose numbers are sums of bfloat16 numbers."""
-        return self.conv.groups == 1 and self.dtype != torch.float64
+        """Of a type whose numbers are sums of bfloat16 numbers."""
+        return self.dtype != torch.float64
 
     @property
     def suits_tile_registers(self) -> bool:
         """The processor has them, and no more than half of a register would be padding."""
-        return isa() == "amx" and self.has_parts and min(self.weight_shape[:2]) >= 16
+        k, c_per_group = self.weight_shape[:2]
+        return isa() == "amx" and self.has_parts and min(k, c_per_group * self.conv.groups) >= 16
 
     def has(self, algorithm: str) -> bool:
         """Whether the algorithm computes this convolution at all."""
@@ -132,8 +133,8 @@ class Geometry(NamedTuple):
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
-    ("bf16x6", lambda g: g.suits_tile_registers and get_float32_conv_precision() == "highest"),
-    ("bf16x3", lambda g: g.suits_tile_registers),  # float16 too, whose numbers are two parts
+    ("bf16x3", lambda g: g.suits_tile_registers and g.allows_rounding),  # float16 too, whose numbers are two parts
+    ("bf16x6", lambda g: g.suits_tile_registers and g.conv.groups == 1),
     ("winograd_f2", lambda g: g.suits_winograd and g.cheapest == "winograd_f2"),
     ("winograd_f4", lambda g: g.suits_winograd and g.cheapest == "winograd_f4"),
     ("winograd_f5", lambda g: g.suits_winograd and g.cheapest == "winograd_f5"),
