@@ -66,7 +66,6 @@ pictures: $(VENV)/.built
 
 # The documents as a site, in build/site.
 docs: $(VENV)/.built
-	$(BIN)/pip install --quiet --editable .[docs]
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/.built
