@@ -5,57 +5,26 @@ What the default choice sends to it is covered by tests/ops too; here every conv
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from support import stock_ops
 from support.cases import TOLERANCE, assert_op_matches_stock, batch_norm, image
+from support.conv_cases import CASES, conv_case, tile_of
 from support.oracle import assert_close_three_way, relative_error
 
 from fused_resnet import ops
-from fused_resnet.backends.choices import force
 
 pytestmark = pytest.mark.usefixtures("fused", "one_thread")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-# (N, C, H, W), K, kernel, stride, padding, dilation, groups
-CASES = {
-    "1x1": ((2, 64, 7, 5), 80, 1, 1, 0, 1, 1),
-    "1x1-tails": ((2, 65, 5, 7), 17, 1, 1, 0, 1, 1),
-    "1x1-stride2": ((2, 16, 7, 6), 72, 1, 2, 0, 1, 1),
-    "1x1-padded": ((1, 8, 4, 3), 16, 1, 1, 1, 1, 1),
-    "3x3": ((1, 40, 6, 9), 24, 3, 1, 1, 1, 1),
-    "3x3-stride2": ((2, 7, 7, 6), 65, 3, 2, 1, 1, 1),
-    "stem": ((1, 3, 11, 9), 16, 7, 2, 3, 1, 1),
-    "dilated": ((1, 17, 7, 7), 3, 3, 1, 2, 2, 1),
-    "grouped": ((1, 32, 4, 4), 16, 3, 1, 1, 1, 2),
-    "grouped-tails": ((1, 9, 5, 4), 6, 3, 2, 1, 1, 3),
-    "asymmetric": ((1, 5, 5, 9), 6, (3, 1), (2, 1), (1, 0), (1, 1), 1),
-    "one-pixel": ((3, 24, 1, 1), 8, 1, 1, 0, 1, 1),
-    "one-channel": ((2, 1, 4, 4), 1, 3, 1, 1, 1, 1),
-    "window-in-padding": ((1, 8, 2, 2), 8, 3, 2, 3, 1, 1),
-}
-
-
-def tile_of(size: str) -> AbstractContextManager[None]:
-    """Within this context blocks compute tiles of this size."""
-    return force({f"{op}.tile": size for op in ("bn_act_conv", "bn_act_conv_backward")})
-
-
-def case(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
-    shape, k, kernel, *geometry, groups = CASES[name]
-    r, s = (kernel, kernel) if isinstance(kernel, int) else kernel
-    weight = torch.randn(k, shape[1] // groups, r, s) * (shape[1] // groups * r * s) ** -0.5
-    return image(*shape, dtype=dtype), weight.to(dtype), (*geometry, groups)
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_matches_stock(name: str, dtype: torch.dtype) -> None:
-    x, weight, geometry = case(name, dtype)
+    x, weight, geometry = conv_case(name, dtype)
     args = (x, batch_norm(x.shape[1]), "relu", weight, *geometry)
     assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype)
 
@@ -63,7 +32,7 @@ def test_matches_stock(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bn", [True, False])
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_activations(activation: str, bn: bool) -> None:
-    x, weight, geometry = case("1x1-tails", torch.float32)
+    x, weight, geometry = conv_case("1x1-tails", torch.float32)
     args = (x, batch_norm(x.shape[1]) if bn else None, activation, weight, *geometry)
     assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, torch.float32)
 
@@ -71,7 +40,7 @@ def test_activations(activation: str, bn: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", ["1x1", "1x1-stride2", "3x3", "grouped"])
 def test_large_tile_matches_stock(name: str, dtype: torch.dtype) -> None:
-    x, weight, geometry = case(name, dtype)
+    x, weight, geometry = conv_case(name, dtype)
     args = (x, batch_norm(x.shape[1]), "relu", weight, *geometry)
     with tile_of("large"):
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype)
@@ -93,7 +62,7 @@ def test_work_for_a_whole_device_is_computed_in_large_tiles() -> None:
 @pytest.mark.parametrize("name", ["1x1", "3x3", "grouped"])
 def test_tf32_rounds_as_tf32_does(name: str, tf32: None) -> None:
     """10 bits of mantissa: to float64 with operands rounded so, only float32's own error is left."""
-    x, weight, geometry = case(name, torch.float32)
+    x, weight, geometry = conv_case(name, torch.float32)
     y, _, _ = ops.bn_act_conv(x, None, "identity", weight, *geometry)
     rounded = [(t.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32).double() for t in (x, weight)]
     stock, _, _ = stock_ops.bn_act_conv(x.double(), None, "identity", weight.double(), *geometry)
@@ -103,7 +72,7 @@ def test_tf32_rounds_as_tf32_does(name: str, tf32: None) -> None:
 
 @pytest.mark.parametrize("name", ["1x1", "1x1-tails", "1x1-stride2", "3x3"])
 def test_tf32_gradients(name: str, tf32: None) -> None:
-    x, weight, geometry = case(name, torch.float32)
+    x, weight, geometry = conv_case(name, torch.float32)
     args = (x, batch_norm(x.shape[1]), "silu", weight, *geometry)  # no jump in its derivative
     assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, torch.float32, atol=2e-3)
 
@@ -112,7 +81,7 @@ def test_tf32_gradients(name: str, tf32: None) -> None:
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", ["1x1", "1x1-tails", "3x3-stride2", "grouped"])
 def test_inference_matches_stock(name: str, residual: bool, dtype: torch.dtype) -> None:
-    x, weight, geometry = case(name, dtype)
+    x, weight, geometry = conv_case(name, dtype)
     bn, bias = batch_norm(weight.shape[0]), torch.randn(weight.shape[0]).to(dtype)
     shape = stock_ops.conv_bn_add_act(x, weight, None, None, "identity", *geometry).shape
     r = image(*shape, dtype=dtype) if residual else None
@@ -127,7 +96,7 @@ def test_inference_matches_stock(name: str, residual: bool, dtype: torch.dtype) 
 
 
 def test_bias() -> None:
-    x, weight, geometry = case("1x1-tails", torch.float32)
+    x, weight, geometry = conv_case("1x1-tails", torch.float32)
 
     def with_bias(op: Any) -> Any:
         return lambda bias, *args: op(*args, bias=bias)
@@ -138,7 +107,7 @@ def test_bias() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_weight_in_any_layout(layout: str) -> None:
-    x, weight, geometry = case("3x3", torch.float16)
+    x, weight, geometry = conv_case("3x3", torch.float16)
     laid_out = {
         "contiguous": weight.contiguous(),
         "channels_last": weight.contiguous(memory_format=torch.channels_last),
@@ -153,7 +122,7 @@ def test_weight_in_any_layout(layout: str) -> None:
 
 def test_misaligned_tensors_take_the_scalar_path() -> None:
     """A view that begins two bytes behind a 16-byte boundary."""
-    x, weight, geometry = case("1x1", torch.float16)
+    x, weight, geometry = conv_case("1x1", torch.float16)
     memory = torch.empty(x.numel() + 1, dtype=x.dtype)
     shifted = memory[1:].view(x.shape[0], x.shape[2], x.shape[3], x.shape[1]).permute(0, 3, 1, 2)
     shifted.copy_(x)
@@ -175,7 +144,7 @@ def test_statistics_where_the_mean_dwarfs_the_deviation() -> None:
 @pytest.mark.parametrize("name", ["1x1", "3x3-stride2"])
 def test_same_bits_in_any_order(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over ten random orders of threads and blocks, and both kinds of what shared memory holds before it is written."""
-    x, weight, geometry = case(name, dtype)
+    x, weight, geometry = conv_case(name, dtype)
     bn = ops.BatchNorm(*(v.requires_grad_() for v in batch_norm(x.shape[1])[:4]), 1e-5)
     leaves = [x.requires_grad_(), weight.requires_grad_(), *bn[:4]]
 

@@ -12,7 +12,7 @@ from fused_resnet.ops import BatchNorm
 
 from .oracle import assert_close_three_way
 
-__all__ = ["LAYOUTS", "TOLERANCE", "assert_op_matches_stock", "batch_norm", "image"]
+__all__ = ["LAYOUTS", "TOLERANCE", "assert_op_matches_stock", "batch_norm", "image", "outputs_and_gradients"]
 
 # Error beyond twice stock's, relative to the tensor's root mean square: the rounding of one stored value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -52,6 +52,21 @@ def _leaves(args: Sequence[Any], dtype: torch.dtype, statistics: torch.dtype) ->
     return [copy(a, dtype) for a in args], leaves
 
 
+def outputs_and_gradients(
+    function: Callable[..., Any], args: Sequence[Any], kind: torch.dtype, dtype: torch.dtype
+) -> tuple[list[Tensor], int]:
+    """Outputs of ``function(*args)`` computed in ``kind``, then the gradient of every tensor; how many are outputs.
+
+    The gradients that come in are the same for every kind: random, and rounded to ``dtype``.
+    """
+    inputs, leaves = _leaves(args, kind, torch.float64 if kind == torch.float64 else torch.float32)
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+    grads = [torch.randn(o.shape, generator=generator, device=o.device).to(dtype).to(o.dtype) for o in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, grads)], len(outputs)
+
+
 def assert_op_matches_stock(
     ours: Callable[..., Any],
     stock: Callable[..., Any],
@@ -64,19 +79,12 @@ def assert_op_matches_stock(
     ``atol`` is the error allowed beyond twice stock's; ``TOLERANCE`` unless told.
     """
     atol = TOLERANCE[dtype] if atol is None else atol
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    results = []
-    for function, kind, vectors in ((ours, dtype, wide), (stock, dtype, wide), (stock, torch.float64, torch.float64)):
-        inputs, leaves = _leaves(args, kind, vectors)
-        outputs = function(*inputs)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        generator = torch.Generator(outputs[0].device).manual_seed(1)
-        grads = [torch.randn(o.shape, generator=generator, device=o.device).to(dtype).to(o.dtype) for o in outputs]
-        gradients = torch.autograd.grad(outputs, leaves, grads)
-        results.append([*outputs, *gradients])
-    for i, (got, stock_got, want) in enumerate(zip(*results, strict=True)):
+    kinds = ((ours, dtype), (stock, dtype), (stock, torch.float64))
+    results = [outputs_and_gradients(function, args, kind, dtype) for function, kind in kinds]
+    count = results[0][1]
+    for i, (got, stock_got, want) in enumerate(zip(*(tensors for tensors, _ in results), strict=True)):
         assert got.dtype == stock_got.dtype
         # A mean is a sum that may cancel: its error counts against the size of what it is the mean of.
-        is_mean = len(outputs) == 3 and i == 1
-        least_scale = results[2][0].square().mean().sqrt().item() if is_mean else 0.0
+        is_mean = count == 3 and i == 1
+        least_scale = results[2][0][0].square().mean().sqrt().item() if is_mean else 0.0
         assert_close_three_way(got, stock_got, want, atol=atol, name=f"tensor {i}", least_scale=least_scale)
