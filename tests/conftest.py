@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec("triton") is not None:
+# On a GPU Triton is what torch.compile runs on, and its interpreter would take that place.
+ON_GPU = not {"gpu", "-mgpu"}.isdisjoint(sys.argv)
+INTERPRETED = find_spec("triton") is not None and not ON_GPU
+collect_ignore_glob = ["backends/test_triton*.py"] if ON_GPU else []
+
+if INTERPRETED:
     import triton_strict  # noqa: F401 (before anything imports triton)
     from triton_strict.selection import TILES, is_worth_interpreting
 
@@ -31,7 +37,7 @@ if "triton" in available_backends():  # under the strict interpreter, with convo
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what would only repeat another test: see triton_strict.selection and cuda_on_cpu.selection."""
-    rules = [is_worth_emulating, *([is_worth_interpreting] if find_spec("triton") is not None else [])]
+    rules = [is_worth_emulating, *([is_worth_interpreting] if INTERPRETED else [])]
     kept = [all(rule(item) for rule in rules) for item in items]
     config.hook.pytest_deselected(items=[item for item, keep in zip(items, kept, strict=True) if not keep])
     items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
@@ -75,7 +81,8 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The op tests run on the device too: their tensors are born where the fixture says."""
     if "target" in metafunc.fixturenames:
-        devices = [pytest.param("cuda", marks=pytest.mark.gpu)] if metafunc.definition.path.parent.name == "ops" else []
+        names = ("cuda", *(f"cuda-{name}" for name in VARIANTS)) if metafunc.definition.path.parent.name == "ops" else ()
+        devices = [pytest.param(name, marks=pytest.mark.gpu) for name in names]
         metafunc.parametrize("target", [*TARGETS, *devices], indirect=True)
 
 
@@ -97,7 +104,8 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         if name == "cuda":
             if reason := backends()[name].unavailable:
                 pytest.skip(reason)
-            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # both sides of a comparison are float32
+            monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # tests compare bits
+            stack.enter_context(variant(kind, monkeypatch))
             stack.enter_context(torch.device("cuda"))
         stack.enter_context(use_backend(name))
         yield request.param

@@ -1,7 +1,8 @@
-"""Which tests of the op suite run on the variants of ``cuda_emulated``: what reaches the fused convolution.
+"""Which tests of the op suite run on the variants of ``cuda`` and ``cuda_emulated``: what reaches the fused convolution.
 
-``cuda_emulated`` goes where a user's call would go. ``-fused`` sends every convolution to our kernels, those of float32
-without tf32, at the tolerances of all backends; ``-tf32`` lets them round to tf32, as PyTorch does unless told.
+Without a variant an op goes where a user's call would go. ``-fused`` sends every convolution to our kernels, those of
+float32 without tf32, at the tolerances of all backends; ``-tf32`` lets them round to tf32, as PyTorch does unless told.
+Stock never does: both sides of a comparison would have the same error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def is_worth_emulating(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return True
     name, _, variant = str(item.callspec.params.get("target", "")).partition("-")
-    if name != "cuda_emulated" or not variant:
+    if name not in ("cuda", "cuda_emulated") or not variant:
         return True
     if item.path.name not in ("test_bn_act_conv.py", "test_conv_bn_add_act.py"):
         return False
@@ -39,12 +40,12 @@ def is_worth_emulating(item: pytest.Item) -> bool:
 
 @contextmanager
 def variant(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs a test as the variant asks; as a user would where it is empty."""
-    if not name:
-        yield
-        return
-    monkeypatch.setenv("FUSED_RESNET_CUDA_CONV", "fused")
+    """Runs a test as the variant asks, and stock PyTorch beside it in float32; as a user would where it is empty."""
+    if name:
+        monkeypatch.setenv("FUSED_RESNET_CUDA_CONV", "fused")
     if name == "tf32":
         monkeypatch.setitem(cases.TOLERANCE, torch.float32, _TF32_TOLERANCE)
-    with convolutions_in("tf32" if name == "tf32" else "ieee"):
+        # Ours alone: PyTorch's setting would reach stock on a device too. tests/cuda obeys the setting itself.
+        monkeypatch.setattr("fused_resnet.backends.cuda.fused_conv.tf32_is_allowed", lambda: True)
+    with convolutions_in("ieee"):
         yield

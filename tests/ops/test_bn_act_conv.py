@@ -84,7 +84,7 @@ def test_padding_is_zero_after_the_activation(target: str) -> None:
     bn = ops.BatchNorm(torch.zeros(16), torch.ones(16), torch.ones(16), torch.full((16,), 5.0), 0.0)  # act(norm(0)) = 5
     y, _, _ = ops.bn_act_conv(x, bn, "relu", weight, 1, 1)
     want, _, _ = stock_ops.bn_act_conv(x.double(), bn, "relu", weight.double(), 1, 1)
-    assert relative_error(y, want) < 1e-6
+    assert relative_error(y, want) < (5e-6 if x.is_cuda else 1e-6)  # cuDNN may choose Winograd's algorithm
 
 
 def test_statistics_where_the_mean_dwarfs_the_deviation(target: str) -> None:
