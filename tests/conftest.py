@@ -81,7 +81,8 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The op tests run on the device too: their tensors are born where the fixture says."""
     if "target" in metafunc.fixturenames:
-        names = ("cuda", *(f"cuda-{name}" for name in VARIANTS)) if metafunc.definition.path.parent.name == "ops" else ()
+        in_ops = metafunc.definition.path.parent.name == "ops"
+        names = ("cuda", *(f"cuda-{name}" for name in VARIANTS)) if in_ops else ()
         devices = [pytest.param(name, marks=pytest.mark.gpu) for name in names]
         metafunc.parametrize("target", [*TARGETS, *devices], indirect=True)
 

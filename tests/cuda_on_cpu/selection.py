@@ -1,4 +1,4 @@
-"""Which tests of the op suite run on the variants of ``cuda`` and ``cuda_emulated``: what reaches the fused convolution.
+"""Which tests of the op suite run on the variants of ``cuda`` and ``cuda_emulated``: what reaches fused convolutions.
 
 Without a variant an op goes where a user's call would go. ``-fused`` sends every convolution to our kernels, those of
 float32 without tf32, at the tolerances of all backends; ``-tf32`` lets them round to tf32, as PyTorch does unless told.
