@@ -57,6 +57,15 @@ class Inputs:
         got = self.fused.forward(self.x, self.bn, ACTIVATION, None, True)
         yield from zip(got, reference.bn_act_conv(*self.wide(), None, self.conv, True), strict=True)
 
+    def inference(self) -> Iterator[Pair]:
+        k = self.weight.shape[0]
+        bn = BatchNorm(torch.randn(k), torch.rand(k) + 0.5, torch.randn(k), torch.randn(k), 1e-5)
+        wide = BatchNorm(*(v.double() for v in bn[:4]), bn.eps)
+        residual = torch.randn_like(self.fused.empty_output(self.x))
+        got = self.fused.bn_add_act(self.x, None, bn, residual, ACTIVATION)
+        args = (self.x.double(), self.weight.double(), None, wide, residual.double(), ACTIVATION, self.conv)
+        yield got, reference.conv_bn_add_act(*args)
+
     def backward(self, output_mask: tuple[bool, bool, bool]) -> Iterator[Pair]:
         y = reference.bn_act_conv(self.x, self.bn, ACTIVATION, self.weight, None, self.conv, False)[0]
         g_y, y_mean = torch.randn_like(y), y.float().mean((0, 2, 3))
@@ -78,6 +87,12 @@ def conv_forward() -> Iterator[Pair]:
     yield from Inputs(CASES[0], aligned=False).forward()
 
 
+def conv_bn_add_act() -> Iterator[Pair]:
+    torch.manual_seed(0)
+    for case in CASES:
+        yield from Inputs(case).inference()
+
+
 def conv_dgrad() -> Iterator[Pair]:
     torch.manual_seed(0)
     for case in (*CASES, PHASES):
@@ -91,5 +106,5 @@ def conv_wgrad() -> Iterator[Pair]:
 
 
 CONV_EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
-    f.__name__: f for f in (conv_forward, conv_dgrad, conv_wgrad)
+    f.__name__: f for f in (conv_forward, conv_bn_add_act, conv_dgrad, conv_wgrad)
 }
