@@ -13,6 +13,7 @@ from support import stock_ops
 from support.cases import TOLERANCE, assert_op_matches_stock, batch_norm, image
 from support.conv_cases import CASES, conv_case, tile_of
 from support.oracle import assert_close_three_way, relative_error
+from support.precision import convolutions_in
 
 from fused_resnet import ops
 
@@ -140,9 +141,17 @@ def test_statistics_where_the_mean_dwarfs_the_deviation() -> None:
     assert relative_error(var, want_var) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["1x1", "3x3-stride2"])
-def test_same_bits_in_any_order(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+ORDERED = [
+    *((name, dtype, "small", "ieee") for name in ("1x1", "3x3-stride2") for dtype in DTYPES),
+    *((name, torch.float32, "small", "tf32") for name in ("1x1", "3x3-stride2")),
+    *((name, dtype, "large", "ieee") for name in ("1x1", "3x3") for dtype in DTYPES[:2]),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "tile", "precision_of_float32"), ORDERED)
+def test_same_bits_in_any_order(
+    name: str, dtype: torch.dtype, tile: str, precision_of_float32: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over ten random orders of threads and blocks, and both kinds of what shared memory holds before it is written."""
     x, weight, geometry = conv_case(name, dtype)
     bn = ops.BatchNorm(*(v.requires_grad_() for v in batch_norm(x.shape[1])[:4]), 1e-5)
@@ -150,8 +159,9 @@ def test_same_bits_in_any_order(name: str, dtype: torch.dtype, monkeypatch: pyte
 
     def run(seed: int) -> list[torch.Tensor]:
         monkeypatch.setenv("CUDA_ON_CPU_SEED", str(seed))
-        y, mean, var = ops.bn_act_conv(x, bn, "gelu", weight, *geometry)
-        return [y, mean, var, *torch.autograd.grad(y.float().square().sum() + var.sum() + mean.sum(), leaves)]
+        with tile_of(tile), convolutions_in(precision_of_float32):
+            y, mean, var = ops.bn_act_conv(x, bn, "gelu", weight, *geometry)
+            return [y, mean, var, *torch.autograd.grad(y.float().square().sum() + var.sum() + mean.sum(), leaves)]
 
     first = run(0)
     for seed in range(1, 10):

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "columns.h"
 #include "cuda_compat.h"
 
 using namespace fused_resnet;
@@ -161,6 +162,12 @@ __global__ void multiply_tf32(const float* a, const float* b, float* c) {
   for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = d[i];
 }
 
+// Where the first columns' packs at `row` begin.
+template <class Walk>
+__global__ void columns_offsets(Walk walk, int64_t row, int64_t* out) {
+  out[threadIdx.x] = walk.offset(row);
+}
+
 struct Probe {
   const char* name;
   void (*kernel)(int*);
@@ -240,10 +247,24 @@ void multiply(const std::string& type, uintptr_t a, uintptr_t b, uintptr_t c) {
   }
 }
 
+// Elements before the pack at `row` of each of the first eight columns of an image that is nowhere.
+std::vector<int64_t> offsets(bool channels_last, int lanes, const std::vector<int64_t>& view, int64_t row) {
+  std::vector<int64_t> out(8);
+  const auto of = [&](auto walk) {
+    raise_on(launch(columns_offsets<decltype(walk)>, dim3(1), dim3(8), 0, nullptr, walk, row, out.data()));
+    return out;
+  };
+  const ChannelView image{view.at(0), view.at(1), view.at(2)};
+  if (lanes == 8) return channels_last ? of(Columns<8, true>(image)) : of(Columns<8, false>(image));
+  if (lanes == 1) return channels_last ? of(Columns<1, true>(image)) : of(Columns<1, false>(image));
+  throw std::invalid_argument("lanes: expected 1 or 8");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.def("run", &run);
   m.def("multiply", &multiply);
   m.def("call", &call);
+  m.def("offsets", &offsets);
 }

@@ -1,4 +1,7 @@
-"""The CPU runtime itself: it computes what CUDA computes, and refuses what CUDA leaves undefined."""
+"""The CPU runtime itself: it computes what CUDA computes, and refuses what CUDA leaves undefined.
+
+Beside it the offsets of a walk over images that are too large to fill.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +85,23 @@ def test_tensor_core_product(module: ModuleType, name: str) -> None:
     module.multiply(name, a.data_ptr(), b.data_ptr(), c.data_ptr())
     want = a.double() @ b.double().T
     assert (c.double() - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("row", [2**27 - 1, 2**31 - 1, 2**31 + 3, 2**33 + 5])
+@pytest.mark.parametrize("lanes", [1, 8])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_offsets_beyond_2_to_the_31(module: ModuleType, layout: str, lanes: int, row: int) -> None:
+    """By Python's integers, which do not overflow: elements, and rows by themselves."""
+    channels, pixels = 64, 56 * 56
+    if layout == "channels_last":
+        view = (row + 1, channels, 1)
+        want = [row * channels + column * lanes for column in range(8)]
+    else:
+        image, pack = divmod(row, pixels // lanes)
+        view = (image + 1, channels, pixels)
+        want = [(image * channels + column) * pixels + pack * lanes for column in range(8)]
+    assert want[0] > 2**31
+    assert module.offsets(layout == "channels_last", lanes, view, row) == want
 
 
 @pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
