@@ -11,7 +11,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu tests/cpu_alone -name '*.cpp'
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \
   tests/ops/test_bn_add_act.py -k "not gradcheck and not opcheck and not compile"
 
-.PHONY: bench bench-timm bench-ops test sanitize neon gpu-check triton-gate sweep pictures docs lint format clean
+.PHONY: bench bench-timm bench-ops test sanitize sanitize-cuda neon gpu-check triton-gate sweep pictures docs lint format clean
 
 # Three rounds, or two where three would take longer than three minutes; `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
@@ -47,6 +47,11 @@ sanitize: $(VENV)/.built
 	FUSED_RESNET_CUDA=0 FUSED_RESNET_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 FUSED_RESNET_KEEP_MEMORY=0 $(BIN)/pytest $(SANITIZED_TESTS)
+
+# The CUDA kernels, executed on the CPU, under the same two and ThreadSanitizer: the whole op suite and the fused
+# convolution's tests. `make test` does so for a selection. docs/verification.md says how long it takes.
+sanitize-cuda: $(VENV)/.built
+	PYTHONPATH=tests $(BIN)/python -m cuda_on_cpu.sanitized asan tsan
 
 # The CPU kernels as NEON code, on an emulated processor: g++-aarch64-linux-gnu and qemu-user-static.
 neon: $(VENV)/.built

@@ -5,11 +5,10 @@ The exercises of tests/cuda_on_cpu run on these builds too; here are more types 
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from cuda_on_cpu import build, cuda_emulated
+from cuda_on_cpu.sanitized import assert_nothing_is_reported
 
 # TSan takes some tenths of a second for each block: it gets the smallest shapes.
 SELECTION = {
@@ -21,16 +20,4 @@ SELECTION = {
 
 @pytest.mark.parametrize("mode", SELECTION)
 def test_fused_conv(mode: str) -> None:
-    cuda_emulated.ensure()
-    build.build(mode, cuda_emulated.FOLDER / mode)
-    tests = str(build.ROOT / "tests" / "cuda" / "test_fused_conv.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", SELECTION[mode], tests],
-        cwd=build.ROOT,
-        env=build.environment(mode),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert " passed" in done.stdout and " skipped" not in done.stdout
+    assert_nothing_is_reported(mode, SELECTION[mode], [str(Path(__file__).with_name("test_fused_conv.py"))])
