@@ -101,10 +101,11 @@ def test_both_files_are_whole_after_every_part(tmp_path: Path) -> None:
 
 def test_time_is_shared_out_by_the_clock(tmp_path: Path) -> None:
     """A part gets what is left, and one for which nothing is left does not start."""
-    code, (first, second), _ = outcome(
-        tmp_path, python("print('begun', flush=True); import time; time.sleep(60)"), python(""), budget_s=2
-    )
-    assert code == 1 and not first["ok"] and "begun" in first["tail"] and "not done after 2 s" in first["tail"]
+    outcome(tmp_path)  # the first asks for versions, and imports what has them
+    hangs = python("print('begun', flush=True); import time; time.sleep(60)")
+    code, (first, second), _ = outcome(tmp_path, hangs, python(""), budget_s=4)
+    assert code == 1 and not first["ok"]
+    assert re.search(r"begun.*not done after [1-4] s", first["tail"], re.DOTALL)
     assert second["tail"] == "not started: no time left"
 
 
