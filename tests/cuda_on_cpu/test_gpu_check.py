@@ -101,7 +101,7 @@ def test_both_files_are_whole_after_every_part(tmp_path: Path) -> None:
 
 def test_time_is_shared_out_by_the_clock(tmp_path: Path) -> None:
     """A part gets what is left, and one for which nothing is left does not start."""
-    outcome(tmp_path)  # the first asks for versions, and imports what has them
+    outcome(tmp_path, python(""))  # the first asks for versions, and imports what has them
     hangs = python("print('begun', flush=True); import time; time.sleep(60)")
     code, (first, second), _ = outcome(tmp_path, hangs, python(""), budget_s=4)
     assert code == 1 and not first["ok"]
