@@ -36,6 +36,16 @@ def probes(mode: str = "plain", *defines: str) -> Path:
     return build.build(mode, cuda_emulated.FOLDER / "-".join(("probes", mode, *defines)), defines, PROBES)
 
 
+@pytest.mark.parametrize(("gate", "outcome"), [("required", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_without_a_compiler_tests_are_skipped_but_fail_in_ci(
+    monkeypatch: pytest.MonkeyPatch, gate: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("FUSED_RESNET_COMPILE_GATE", gate)
+    monkeypatch.setattr(build, "missing", lambda: "no g++")
+    with pytest.raises(outcome, match="no g\\+\\+"):
+        cuda_emulated.ensure()
+
+
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
     return build.load(probes())
