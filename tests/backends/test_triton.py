@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("triton")
 from support.parity import assert_parity, randomise_batch_norms, weighted_sum
 from support.precision import convolutions_in
 from triton_strict import checks, only_programs, program_order
+from triton_strict.checks import tensors
 
 import fused_resnet
 from fused_resnet import nn, use_backend
@@ -24,8 +26,8 @@ from fused_resnet.backends.arguments import Activation, BatchNorm, Conv
 from fused_resnet.backends.triton import configs, conv_choice, launch, tuning
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 
-PRODUCTS = [c for c in checks.CASES if "conv" in c]
-TILES = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in configs.PRODUCT[dtype.itemsize]]
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+TILES = [(dtype, tile) for dtype in TYPES for tile in configs.PRODUCT[dtype.itemsize]]
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +39,33 @@ def ours(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
 @pytest.mark.parametrize("case", ["bn_act_conv, 1x1", "bn_act_conv_backward, strided", "conv_bn_add_act"])
 def test_every_product_tile(case: str, dtype: torch.dtype, tile: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "PRODUCT", {dtype.itemsize: (tile,)})
-    checks.check(backend, case, dtype)
+    with tiles_of_launches(monkeypatch) as tiles:
+        checks.check(backend, case, dtype)
+    assert dict(zip(("BM", "BN", "BK"), tile, strict=False)) in tiles
 
 
 @pytest.mark.parametrize("tile", configs.POINTWISE, ids=str)
-@pytest.mark.parametrize("case", [c for c in checks.CASES if "conv" not in c])
-def test_every_pointwise_tile(case: str, tile: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda v: str(v).removeprefix("torch."))
+@pytest.mark.parametrize("case", checks.POINTWISE)
+def test_every_pointwise_tile(case: str, dtype: torch.dtype, tile: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "POINTWISE", (tile,))
-    checks.check(backend, case, torch.bfloat16)
+    with tiles_of_launches(monkeypatch) as tiles:
+        checks.check(backend, case, dtype)
+    assert any("BC" in t and t["BM"] * t["BC"] == tile[0] for t in tiles)
+
+
+@contextmanager
+def tiles_of_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, int]]]:
+    """Collects the tile of every launch within."""
+    run, tiles = launch.run, list[dict[str, int]]()
+
+    def seen(kernel: object, programs: int, device: torch.device, config: configs.Config, *args: object, **kw: object):
+        tiles.append(config.tile)
+        run(kernel, programs, device, config, *args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "run", seen)
+        yield tiles
 
 
 def test_many_programs_leave_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,18 +85,26 @@ def _large(x: torch.Tensor) -> tuple:
     return torch.randn_like(x), x - 100, bn, None, None, Activation("silu")
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["bn_add_act_backward", "bn_act_max_pool_backward", "bn_act_conv, 1x1", "bn_act_conv_backward, 1x1"],
-)
-def test_same_bits_in_ten_program_orders(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "PRODUCT", {4: ((64, 32, 32, 4, 3),)})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda v: str(v).removeprefix("torch."))
+@pytest.mark.parametrize("case", checks.CASES)
+def test_same_bits_in_ten_program_orders(case: str, dtype: torch.dtype) -> None:
     results = []
     for seed in range(10):
         with program_order(seed):
-            results.append(checks.check(backend, case, torch.float32))
+            results.append(checks.check(backend, case, dtype))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("case", checks.PRODUCTS)
+def test_products_in_tf32(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mantissas of 10 bits: their rounding, and no more."""
+    monkeypatch.setattr(launch, "forced_precision", "tf32")
+    monkeypatch.setitem(checks.ALLOWED, torch.float32, 1e-3)
+    narrow = checks.check(backend, case, torch.float32)
+    monkeypatch.setattr(launch, "forced_precision", "ieee")
+    whole = checks.check(backend, case, torch.float32)
+    assert not all(torch.equal(a, b) for a, b in zip(narrow, whole, strict=True))
 
 
 @pytest.mark.parametrize("conv", ["implicit_product", "library"])
@@ -140,21 +169,32 @@ def tune_by_a_clock_that_likes_the_last(call: Callable[[], object]) -> list[choi
 
 def test_tuned_choices_are_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FUSED_RESNET_TRITON_CONV")
-    args = checks.CASES["bn_act_conv, 1x1"][1](torch.bfloat16)
+    x, weight, conv = (
+        image(2, 16, 9, 7, dtype=torch.bfloat16),
+        torch.randn(32, 16, 1, 1),
+        Conv((1, 1), (0, 0), (1, 1), 1),
+    )
+    args = (x, None, Activation("relu"), weight.to(torch.bfloat16), None, conv, True)
     found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
     assert {t.slot: t.chosen for t in found} == {"bn_act_conv": "64x64x32", "bn_act_conv.kernel": "library"}
-    assert tuning.product("bn_act_conv", args[0], args[3], args[5]).tile == {"BM": 64, "BN": 64, "BK": 32}
-    assert not conv_choice.implicit_product("bn_act_conv", args[0], args[3], args[5])
-    assert conv_choice.implicit_product("bn_act_conv", args[0][:1], args[3], args[5])  # another shape
+    assert tuning.product("bn_act_conv", x, args[3], conv).tile == {"BM": 64, "BN": 64, "BK": 32}
+    assert not conv_choice.implicit_product("bn_act_conv", x, args[3], conv)
+    assert conv_choice.implicit_product("bn_act_conv", x[:1], args[3], conv)  # another shape
 
 
-def test_tuning_changes_no_argument() -> None:
-    for op, case in (("bn_add_act_backward", "bn_add_act_backward"), ("bn_act_conv_backward", PRODUCTS[3])):
-        args = checks.CASES[case][1](torch.float32)
-        before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-        tune_by_a_clock_that_likes_the_last(lambda op=op, args=args: getattr(backend, op)(*args))
-        for a, b in zip(args, before, strict=True):
-            assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+def test_channels_that_are_not_aligned_have_one_tile() -> None:
+    args = checks.CASES["bn_act_conv, 1x1"][1](torch.bfloat16)
+    found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
+    assert [list(t.ms) for t in found] == [["128x64x32"]]
+
+
+@pytest.mark.parametrize("case", checks.CASES)
+def test_tuning_changes_no_argument(case: str) -> None:
+    function, arguments = checks.CASES[case]
+    args = arguments(torch.float32)
+    before = [t.clone() for t in tensors(args)]
+    tune_by_a_clock_that_likes_the_last(lambda: checks.function_of(backend, function)(*args))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(args), before, strict=True))
 
 
 def test_opcheck() -> None:

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,19 +14,16 @@ from .budget import BUDGET, breaches, widest
 from .driver import TARGETS
 from .matrix import compile_all
 
-CI_TARGETS = ("sm_80", "sm_90", "gfx942")
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="triton_gate", description=__doc__)
-    parser.add_argument("--ci", action="store_true", help="CI's part: bfloat16, first tiles, three targets")
     parser.add_argument("--target", action="append", choices=TARGETS, help="these alone")
     parser.add_argument("--json", type=Path, help="write a row a kernel here")
     parser.add_argument("--write-budget", action="store_true", help="make what was found the budget")
     arguments = parser.parse_args()
-    start, targets = time.perf_counter(), arguments.target or (CI_TARGETS if arguments.ci else tuple(TARGETS))
+    start, targets = time.perf_counter(), arguments.target or tuple(TARGETS)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        rows = [row for found in pool.map(partial(compile_all, ci=arguments.ci), targets) for row in found]
+        rows = [row for found in pool.map(compile_all, targets) for row in found]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if arguments.write_budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from fused_resnet.backends import triton as backend
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 from fused_resnet.backends.triton import configs, launch
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
+from fused_resnet.backends.triton.output_gradient import output_gradient
 
 from .driver import use_target
 from .resources import resources
@@ -28,7 +30,7 @@ TYPES = {
     "tf32": (torch.float32, "tf32"),
     "float32": (torch.float32, "ieee"),
 }
-_RELU = Activation("relu")
+_RELU, _GELU = Activation("relu"), Activation("gelu")  # of all activations GELU takes most registers
 _POOL = MaxPool((3, 3), (2, 2), (1, 1))
 
 
@@ -44,26 +46,47 @@ def _norm(channels: int) -> BatchNorm:
     return BatchNorm(*(_vector(channels) for _ in range(4)), 1e-5)
 
 
-def _products(dtype: torch.dtype, kernel: int, stride: int) -> None:
-    x = _image(256, 28, dtype)
-    weight = torch.empty(128, 256, kernel, kernel, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+def _filter(k: int, c: int, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(k, c, size, size, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+
+
+def _products(dtype: torch.dtype, kernel: int, stride: int, act: Activation = _RELU) -> None:
+    x, weight = _image(256, 28, dtype), _filter(128, 256, kernel, dtype)
     conv = Conv((stride, stride), (kernel // 2, kernel // 2), (1, 1), 1)
-    y, mean, _ = backend.bn_act_conv(x, _norm(256), _RELU, weight, None, conv, True)
+    y, mean, _ = backend.bn_act_conv(x, _norm(256), act, weight, None, conv, True)
     backend.bn_act_conv_backward(
-        y, _vector(128), _vector(128), x, _norm(256), _RELU, weight, y, mean, conv, (True, True, False)
+        y, _vector(128), _vector(128), x, _norm(256), act, weight, y, mean, conv, (True, True, False)
     )
-    backend.conv_bn_add_act(x, weight, None, _norm(128), y, _RELU, conv)
+    backend.conv_bn_add_act(x, weight, None, _norm(128), y, act, conv)
 
 
-def _pointwise(dtype: torch.dtype) -> None:
+def _bare_products(dtype: torch.dtype) -> None:
+    """No norm of x, no statistics, a bias, groups."""
+    x, weight, conv = _image(256, 28, dtype), _filter(128, 128, 3, dtype), Conv((1, 1), (1, 1), (1, 1), 2)
+    y, mean, _ = backend.bn_act_conv(x, None, _RELU, weight, _vector(128), conv, False)
+    backend.bn_act_conv_backward(y, None, None, x, None, _RELU, weight, y, mean, conv, (True, True, True))
+    backend.conv_bn_add_act(x, weight, _vector(128), None, None, _RELU, conv)
+
+
+def _unaligned_products(dtype: torch.dtype) -> None:
+    """Channels of which no pixel but the first begins at a multiple of 16 bytes."""
+    x, weight, conv = _image(67, 28, dtype), _filter(35, 67, 3, dtype), Conv((1, 1), (1, 1), (1, 1), 1)
+    y, mean, _ = backend.bn_act_conv(x, _norm(67), _GELU, weight, None, conv, True)
+    vectors = _vector(35), _vector(35)
+    backend.bn_act_conv_backward(y, *vectors, x, _norm(67), _GELU, weight, y, mean, conv, (True, True, False))
+    backend.conv_bn_add_act(x, weight, None, _norm(35), y, _GELU, conv)
+
+
+def _pointwise(dtype: torch.dtype, act: Activation = _RELU) -> None:
     x, bn = _image(256, 28, dtype), _norm(256)
-    backend.bn_add_act(x, bn, x, bn, _RELU)
-    backend.bn_add_act_backward(x, x, bn, x, bn, _RELU)
-    backend.bn_add_act(x.contiguous(), bn, None, None, _RELU)
-    backend.bn_add_act_backward(x.contiguous(), x.contiguous(), bn, None, None, _RELU)
-    out, indices = backend.bn_act_max_pool(x, bn, _RELU, _POOL)
-    backend.bn_act_max_pool_backward(out, indices, x, bn, _RELU, _POOL)
+    backend.bn_add_act(x, bn, x, bn, act)
+    backend.bn_add_act_backward(x, x, bn, x, bn, act)
+    backend.bn_add_act(x.contiguous(), bn, None, None, act)
+    backend.bn_add_act_backward(x.contiguous(), x.contiguous(), bn, None, None, act)
+    out, indices = backend.bn_act_max_pool(x, bn, act, _POOL)
+    backend.bn_act_max_pool_backward(out, indices, x, bn, act, _POOL)
     channel_statistics(x)
+    output_gradient(x, _vector(256), _vector(256), x, _vector(256))
 
 
 @contextmanager
@@ -77,25 +100,31 @@ def _setting(precision: str, pointwise: Any, product: Any) -> Iterator[None]:
         yield
 
 
-def _cases(ci: bool) -> Iterator[tuple[str, Any, Any, Callable[[torch.dtype], None]]]:
-    """Name of the type, a pointwise tile, a product tile, and what to run.
+def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]]]:
+    """A name, the name of a type, a pointwise tile, a product tile, and what to run.
 
-    Each tile compiles in the type it is for; what a second type or geometry adds, with the first tile alone.
+    Each tile of a product compiles in each type. What a type adds to pointwise kernels, and an activation or a geometry
+    to products, with the first tile alone; and so do channels that are not aligned, which take no other.
     """
     for name, (dtype, _) in TYPES.items():
-        products = configs.PRODUCT[dtype.itemsize]
-        for pointwise in configs.POINTWISE[: 1 if ci or name != "bfloat16" else None]:
-            if name != "tf32":  # pointwise kernels multiply nothing
-                yield name, pointwise, products[0], _pointwise
-        for product in products[: 1 if ci or name == "float16" else None]:
-            yield name, configs.POINTWISE[0], product, lambda dtype: _products(dtype, 1, 1)
-        if ci:
-            return
-        yield name, configs.POINTWISE[0], products[0], lambda dtype: _products(dtype, 3, 2)
+        first, products = configs.POINTWISE[0], configs.PRODUCT[dtype.itemsize]
+        if name != "tf32":  # pointwise kernels multiply nothing
+            for pointwise in configs.POINTWISE[: 1 if name == "float16" else None]:
+                yield "relu", name, pointwise, products[0], _pointwise
+                if name == "bfloat16":
+                    yield "gelu", name, pointwise, products[0], partial(_pointwise, act=_GELU)
+        for product in products:
+            yield "relu", name, first, product, partial(_products, kernel=1, stride=1)
+        yield "unaligned", name, first, products[0], _unaligned_products
+        if name == "float16":  # compiles as bfloat16 does
+            continue
+        yield "relu", name, first, products[0], partial(_products, kernel=3, stride=2)
+        yield "relu", name, first, products[0], _bare_products
+        yield "gelu", name, first, products[0], partial(_products, kernel=1, stride=1, act=_GELU)
 
 
-def compile_all(target: str, ci: bool) -> list[dict[str, Any]]:
-    """Compiles the matrix, or CI's part of it, for one target: a row a kernel."""
+def compile_all(target: str) -> list[dict[str, Any]]:
+    """Compiles the matrix for one target: a row a kernel."""
     use_target(target)
     rows: dict[str, dict[str, Any]] = {}
 
@@ -107,13 +136,14 @@ def compile_all(target: str, ci: bool) -> list[dict[str, Any]]:
             rows[compiled.hash] = {
                 "target": target,
                 "kernel": kernel.fn.__name__,
-                "type": name,
+                **kind,
                 "tile": "x".join(map(str, config.tile.values())),
-                **resources(compiled),
+                **resources(compiled, target, config.tile.get("BM", 0)),
                 "seconds": round(time.perf_counter() - start, 2),
             }
 
-    for name, pointwise, product, run in _cases(ci):
+    for case, name, pointwise, product, run in _cases():
+        kind = {"type": name, "case": case}
         dtype, precision = TYPES[name]
         with _setting(precision, pointwise, product), mock.patch.object(launch, "run", compile_instead):
             run(dtype)

@@ -18,16 +18,16 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 _PTX = {
     "loads_128": r"ld\.global[\w.:]*\.v4\.b32|ld\.global[\w.:]*\.v2\.b64|cp\.async\.cg",
     "stores_128": r"st\.global[\w.:]*\.v4\.b32|st\.global[\w.:]*\.v2\.b64",
-    "tensor_core": r"mma\.sync|wgmma\.mma_async|tcgen05\.mma",
 }
+# What multiplies matrices on a target, 64 rows at a time or more; mma.sync for fewer rows and elsewhere.
+_TENSOR_CORE = {"sm_90": r"wgmma\.mma_async", "sm_100": r"tcgen05\.mma", "gfx942": r"v_mfma"}
 _AMDGCN = {
     "loads_128": r"(?:global|buffer)_load_dwordx4",
     "stores_128": r"(?:global|buffer)_store_dwordx4",
-    "tensor_core": r"v_mfma",
 }
 
 
-def resources(compiled: Any) -> dict[str, int]:
+def resources(compiled: Any, target: str, rows: int) -> dict[str, int]:
     """registers and spills of a thread, shared memory of a block, 128-bit accesses, tensor-core instructions."""
     counts = {"shared_bytes": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
     if "cubin" in compiled.asm:
@@ -43,6 +43,9 @@ def resources(compiled: Any) -> dict[str, int]:
         text, patterns = compiled.asm["amdgcn"], _AMDGCN
         counts["registers"] = _number(r"\.vgpr_count:\s+(\d+)", text)
         counts["spill_bytes"] = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+    is_amd = "amdgcn" in compiled.asm
+    product = _TENSOR_CORE[target] if target in _TENSOR_CORE and (rows >= 64 or is_amd) else r"mma\.sync"
+    patterns = patterns | {"tensor_core": product}
     return counts | {name: len(re.findall(pattern, text)) for name, pattern in patterns.items()}
 
 

@@ -20,8 +20,14 @@ def pointwise(op: str, x: Tensor) -> tuple[int, int]:
 
 
 def product(op: str, x: Tensor, weight: Tensor, conv: Conv) -> configs.Config:
-    """The tile of a convolution's matrix product."""
-    tiles = _product_tiles(configs.PRODUCT[x.element_size()])
+    """The tile of a convolution's matrix product.
+
+    The first of the list where pixels and filters do not lie at multiples of 32 bytes: their masks take registers that
+    the other tiles do not have.
+    """
+    listed = configs.PRODUCT[x.element_size()]
+    is_aligned = weight.shape[0] // conv.groups % 16 == 0 and weight.shape[1] % 16 == 0
+    tiles = _product_tiles(listed if is_aligned else listed[:1])
     return tiles[choose("triton", op, tuple(tiles), next(iter(tiles)), x, weight, conv)]
 
 
