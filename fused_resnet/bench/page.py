@@ -54,7 +54,7 @@ def _bars(groups: Sequence[Sequence[Row]]) -> list[Row]:
             {
                 "type": "bar",
                 "name": variant,
-                "x": [group_title(group) for _, group in own],
+                "x": [group_title(group).replace(", ", "<br>") for _, group in own],
                 "y": [rate["median"] for rate in rates],
                 "error_y": {
                     "type": "data",

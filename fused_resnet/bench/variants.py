@@ -61,7 +61,9 @@ def default_variants(mode: str, dtype: str, device: str) -> tuple[list[str], dic
 def _fused(model: nn.Module, images: Tensor) -> nn.Module:
     import fused_resnet
 
-    fused_resnet.fuse(model)
+    report = fused_resnet.fuse(model)
+    if not (report.fused or report.partial):
+        raise ValueError("expected a model with something to fuse; `fused-resnet fuse` says why there is nothing")
     return model
 
 

@@ -110,11 +110,10 @@ def _run(settings: Settings, json: Path | None, plot: Path | None, html: Path | 
 
 
 def _show(result: BenchResult, plot: Path | None, html: Path | None) -> None:
-    from ..bench.page import results_page
     from ..bench.plot import bar_chart
     from ..bench.table import results_table
 
     Console().print(results_table(result.rows, result.environment.get("variants_left_out")))
     write_plot(plot, lambda: bar_chart(result.rows))
     if html:
-        write_text(html, results_page(result))
+        write_text(html, result.to_html())

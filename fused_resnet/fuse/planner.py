@@ -26,7 +26,8 @@ from torch.fx.node import map_aggregate
 from ..backends.arguments import Activation
 from ..nn.plan import ROLES, AddStep, CallStep, ConvStep, NormStep, Path, Plan, Ref, Step, at
 from ..nn.recognise import conv_norm_reason, is_norm, norm_activation
-from .trace import IN_PLACE, Trace, TraceError
+from .mutation import may_change
+from .trace import Trace, TraceError
 
 __all__ = ["plan_of"]
 
@@ -173,7 +174,9 @@ class _Planner:
         match = Match("norm", node, node, self._input(node), bn=node)
         if self.plays("norm, act", node) and (act := self._act_after(node)) is not None:
             match.act = match.end = act
-        if self.plays("conv", self.only_reader(match.end)):
+        reader = self.only_reader(match.end)
+        # The convolution will read what the norm was to read, and must not find it changed.
+        if reader is not None and self.plays("conv", reader) and not self._mutates_between(node, reader):
             self.matches[match.end] = match
 
     def _match_add(self, node: fx.Node) -> None:
@@ -188,7 +191,7 @@ class _Planner:
                 continue
             act = self._act_after(node)
             parts: Any = {"place": node, "end": act or node, "act": act, "residual": residual, "in_place": in_place}
-            if self._mutates_between(match.place, node):
+            if self._mutates_between(match.place, node):  # the convolution, run here, would read its input too late
                 add = Match("add", x=end, **parts)
             else:
                 add = replace(match, **parts)
@@ -203,15 +206,11 @@ class _Planner:
         return match.bn is not None and norm_activation(self.module(match.bn)) is None
 
     def _mutates_between(self, start: fx.Node, end: fx.Node) -> bool:
-        """Whether a call in between may change a tensor that a convolution, run at ``end``, would read too late."""
+        """Whether a call in between may change the tensor that ``start`` reads."""
+        read = self._input(start)
         between = self.nodes[self.nodes.index(start) + 1 : self.nodes.index(end)]
-        return any(self._mutates(node) for node in between if not self._is_matched(node) and node not in self.aliases)
-
-    def _mutates(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.module(node), "inplace", False))
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return name.endswith("_") or node.target in IN_PLACE.values() or bool(node.kwargs.get("inplace"))
+        others = [node for node in between if not self._is_matched(node) and node not in self.aliases]
+        return any(may_change(node, read, self.module, self.origin) for node in others)
 
     def _drop_lone_convs(self) -> None:
         """A convolution without a norm is worth a step only where its input comes raw."""

@@ -101,6 +101,10 @@ class _Swap:
         if module in self.excluded:
             self.report.skipped.append(FuseEntry(name, type(module).__name__, "excluded"))
             return
+        if _is_quantizable(module):
+            reason = "is made for quantization, which needs its own classes"
+            self.report.skipped.append(FuseEntry(name, type(module).__name__, reason))
+            return
         if module not in self.absorbed:
             self._fuse(name, module)
             if isinstance(module, FusedModule):
@@ -227,3 +231,9 @@ def _excluded(model: nn.Module, exclude: Iterable[str]) -> set[nn.Module]:
             raise ValueError(f"exclude: expected a module's path, got {name!r}; nearest: {nearest}")
         excluded.update(modules[name].modules())
     return excluded
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    """Whether a model marks, by stubs of its own, where its tensors are to be quantized."""
+    stubs = ("QuantStub", "FloatFunctional")
+    return any(type(child).__name__ in stubs and "quantiz" in type(child).__module__ for child in module.children())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dis
+import enum
 import inspect
 import operator
 import random
@@ -17,6 +18,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,12 +33,14 @@ __all__ = ["IN_PLACE", "Trace", "TraceError", "traces"]
 # Questions to PyTorch whose answers a trace would freeze.
 _STATE_OF_TORCH = {"is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "get_default_dtype"}
 _ENTERING = ("BEFORE_WITH", "LOAD_SPECIAL")  # what ``with`` becomes, the latter from Python 3.14 on
+_READING = ("LOAD_ATTR", "LOAD_METHOD")
 _KNOWN_PACKAGES = ("torch", "math", "itertools", "functools", "builtins", "typing", "numpy")
 # ``x += y`` and its like, by the method's name.
 IN_PLACE = {
     f"__{name}__": getattr(operator, name)
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 }
+ABSENT = object()
 GIVEN = object()  # stands for an argument that a call gives
 MAX_OPTIONAL = 2  # arguments with a default of None; each doubles the number of traces
 
@@ -75,11 +79,12 @@ def traces(root: nn.Module, inlines: Callable[[nn.Module], bool]) -> list[Trace]
     if code.objections:
         raise TraceError(code.objections[0])
     found = []
-    constants = tuple((*place, vars(sys.modules[place[0]])[place[1]]) for place in sorted(code.constants))
+    constants = tuple((*place, attrgetter(place[1])(sys.modules[place[0]])) for place in sorted(code.constants))
     modes = (False, True) if "training" in code.attributes else (root.training,)
     for mode in modes:
         with _training(root, inlined, mode):
             reads = tuple(_reads(path, module, code.attributes) for path, module in inlined)
+            reads += tuple(_reads_of_layers(root, {path for path, _ in inlined}, code.attributes))
             for arguments in _calls(root):
                 with _unchanged(reads, [module for _, module in inlined]):
                     graph = _graph(root, inlines, arguments)
@@ -174,12 +179,25 @@ def _reads(path: Path, module: nn.Module, names: Iterable[str]) -> Reads:
     attributes = []
     for name in sorted(names):
         if name not in values:
+            shared = inspect.getattr_static(type(module), name, ABSENT)  # of the class
+            if simple(shared):
+                attributes.append((name, copy.deepcopy(shared)))
             continue
         if isinstance(values[name], torch.Tensor) or not (simple(values[name]) or callable(values[name])):
             raise TraceError(f"its forward reads {name}, a {type(values[name]).__name__}")
         attributes.append((name, copy.deepcopy(values[name]) if simple(values[name]) else values[name]))
     children = tuple((name, child is not None) for name, child in module._modules.items())
     return Reads(path, children, tuple(attributes))
+
+
+def _reads_of_layers(root: nn.Module, inlined: set[Path], names: Iterable[str]) -> Iterator[Reads]:
+    """What the code may have read of layers: their plain data by these names, but for the flag ``training``."""
+    for name, module in root.named_modules():
+        path = tuple(name.split(".")) if name else ()
+        values = {n: v for n, v in vars(module).items() if n in names and n != "training" and simple(v)}
+        if path not in inlined and values:
+            children = tuple((n, child is not None) for n, child in module._modules.items())
+            yield Reads(path, children, tuple((n, copy.deepcopy(v)) for n, v in sorted(values.items())))
 
 
 def _join(codes: Iterable[Code]) -> Code:
@@ -204,19 +222,30 @@ def _code_of(stock: Any) -> Code:
         if function.__code__ in seen:
             continue
         seen.add(function.__code__)
+        place: tuple[str, Any] | None = None  # of a global that is being followed from attribute to attribute
+        before: dis.Instruction | None = None
         for instruction in _instructions(function.__code__):
-            name = instruction.argval
+            name, last, before = instruction.argval, before, instruction
+            followed, place = place, None
             if instruction.opname in _ENTERING:
                 objections.append("its forward enters a context")
-            elif instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
-                value = function.__globals__[name]
+            elif instruction.opname == "LOAD_GLOBAL" and name not in function.__globals__:
+                if name in ("getattr", "hasattr"):
+                    attributes.update(c for c in function.__code__.co_consts if isinstance(c, str) and c.isidentifier())
+            elif instruction.opname == "LOAD_GLOBAL" or (followed and instruction.opname in _READING):
+                value = getattr(followed[1], name, ABSENT) if followed else function.__globals__[name]
+                dotted = f"{followed[0]}.{name}" if followed else name
                 if isinstance(value, types.FunctionType) and not _is_known(value):
                     waiting.append(value)
                 elif isinstance(value, bool | int | float | str | None):
-                    constants.add((function.__module__, name))
-                elif not (callable(value) or isinstance(value, types.ModuleType)):
-                    objections.append(f"its forward reads the global {name}")
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                    constants.add((function.__module__, dotted))
+                elif isinstance(value, types.ModuleType | type) and not _is_known(value):
+                    place = dotted, value
+                elif not (callable(value) or isinstance(value, types.ModuleType | enum.Enum)):
+                    objections.append(f"its forward reads the global {dotted}")
+            elif instruction.opname in _READING:
+                if name == "training" and not (last is not None and _loads_self(last)):
+                    objections.append("its forward reads whether a layer is in training")
                 attributes.add(name)
                 member = inspect.getattr_static(stock, name, None)
                 member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
@@ -238,8 +267,14 @@ def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
             yield from _instructions(constant)
 
 
-def _is_known(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] in _KNOWN_PACKAGES
+def _loads_self(instruction: dis.Instruction) -> bool:
+    names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+    return instruction.opname.startswith("LOAD_FAST") and names[-1] == "self"
+
+
+def _is_known(value: types.FunctionType | types.ModuleType | type) -> bool:
+    name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    return (name or "").partition(".")[0] in _KNOWN_PACKAGES
 
 
 def _random_states() -> tuple[Any, ...]:
@@ -263,9 +298,9 @@ def _unchanged(reads: tuple[Reads, ...], modules: list[nn.Module]) -> Iterator[N
         yield
     finally:
         changed = False
-        for module, values, known in zip(modules, before, reads, strict=True):
+        for module, values, known in zip(modules, before, reads[: len(modules)], strict=True):
             for name, copied in known.attributes:  # what is data may have changed in place
-                if simple(copied) and not (simple(values[name]) and values[name] == copied):
+                if name in values and simple(copied) and not (simple(values[name]) and values[name] == copied):
                     values[name] = copied
             now = vars(module)
             if now.keys() != values.keys() or any(now[name] is not value for name, value in values.items()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -202,7 +203,7 @@ class Plan:
     def objection(self, root: nn.Module) -> str | None:
         """Why this plan may compute something else than the forward of ``root`` as it is now, or None."""
         for module, name, value in self.constants:
-            if getattr(sys.modules[module], name) != value:
+            if attrgetter(name)(sys.modules[module]) != value:
                 return f"{module}.{name} is another than when it was fused"
         for reads in self.reads:
             if (reason := reads.objection(root)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any
 
 __all__ = ["PHASES", "VARIANTS", "ProfileResult"]
@@ -66,5 +65,6 @@ class ProfileResult:
         return captured.get()
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that a notebook's style and its do not meet."""
-        return f'<iframe srcdoc="{escape(self.to_html())}" style="width:100%;height:60rem;border:0"></iframe>'
+        from ..report.page import framed
+
+        return framed(self.to_html())

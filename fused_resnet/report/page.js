@@ -13,7 +13,7 @@ function themed(layout) {
   const line = { color: color("soft"), width: 1, dash: "dot" };
   const shapes = (layout.shapes || []).map((shape) => ({ line, ...shape }));
   return {
-    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", y: 1.12, traceorder: "normal" }, ...layout, ...axes, shapes,
+    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" }, ...layout, ...axes, shapes,
     font: { color: color("text"), family: "system-ui, sans-serif" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: color("soft"), activecolor: color("text") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

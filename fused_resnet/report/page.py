@@ -9,10 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Cell", "Page", "require_plotly"]
+__all__ = ["Cell", "Page", "framed", "require_plotly"]
 
 FOLDER = Path(__file__).parent
 EXTRA = "pip install 'fused-resnet[report]'"
+
+
+def framed(page: str) -> str:
+    """A page in a frame of its own, for a notebook, so that its style and the notebook's do not meet."""
+    return f'<iframe srcdoc="{escape(page)}" style="width:100%;height:60rem;border:0"></iframe>'
 
 
 class Cell(NamedTuple):

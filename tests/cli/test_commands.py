@@ -116,6 +116,13 @@ def test_a_run_that_fails_is_one_line_and_no_success(capsys, monkeypatch):
     assert capsys.readouterr().err == "fused-resnet: error: resnet18, variant fused: the process ended\n"
 
 
+def test_a_model_with_nothing_to_fuse_is_no_benchmark(capsys):
+    """It would show stock beside stock."""
+    arguments = "squeezenet1_0 --batch 1 --image-size 64 --rounds 1 --variants fused,eager --allocator default"
+    assert main(["bench", *arguments.split()]) == 1
+    assert "expected a model with something to fuse" in capsys.readouterr().err
+
+
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("fused_resnet.cli.bench.run_settings", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
