@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,6 +52,48 @@ def test_phases_and_blocks_add_up(result: ProfileResult) -> None:
             assert sum(parts) == pytest.approx(step[phase], rel=0.03) and min(parts) > 0
         assert 0 < step["bare"] < 2 * step["step"]
     assert result.speedup == result.steps["stock"]["step"] / result.steps["fused"]["step"]
+
+
+class Sleep(torch.autograd.Function):
+    """The identity, which takes 60 ms forward and 90 ms backward."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        time.sleep(0.06)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        time.sleep(0.09)
+        return g.clone()
+
+
+class Sleeper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Sleep.apply(self.layers(x)).mean((2, 3))
+
+
+class SleepingSGD(torch.optim.SGD):
+    def step(self, *arguments: object) -> None:
+        time.sleep(0.03)
+        super().step(*arguments)
+
+
+def test_phases_are_what_the_step_takes() -> None:
+    """Phases of known length: each is found, and their sum is a step that is timed as a whole, without clocks in it.
+
+    On an idle machine within 1 %; this one may be busy.
+    """
+    result = run(Sleeper(), torch.randn(2, 3, 4, 4), optimizer=lambda p: SleepingSGD(p, 0.1), steps=3)
+    for step in result.steps.values():
+        for phase, slept in (("forward", 60), ("backward", 90), ("optimizer", 30)):
+            assert slept <= step[phase] < slept + 25, (phase, step)
+        assert sum(step[p] for p in ("forward", "backward", "optimizer")) == pytest.approx(step["bare"], rel=0.1)
+    assert all(abs(share) < 0.1 for share in result.overhead["clocks"].values())
 
 
 def test_blocks_are_those_of_the_model_in_order(result: ProfileResult) -> None:
