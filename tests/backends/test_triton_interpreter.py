@@ -47,6 +47,20 @@ def halves_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def copy_twice_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i))
+    tl.store(out_ptr + i, tl.load(x_ptr + i))
+
+
+@triton.jit
+def read_back_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i))
+    tl.store(x_ptr + i, tl.load(out_ptr + i))
+
+
+@triton.jit
 def sum_without_other_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(out_ptr, tl.sum(tl.load(x_ptr + i, mask=i < n), 0))
@@ -140,6 +154,16 @@ def test_race_of_a_reader_and_a_writer() -> None:
 def test_one_store_that_writes_an_element_twice() -> None:
     with pytest.raises(KernelError, match="duplicate write: one store of program 0 to out_ptr"):
         halves_kernel[(1,)](torch.randn(32), torch.empty(32), BLOCK=32)
+
+
+def test_two_stores_that_write_an_element_twice() -> None:
+    with pytest.raises(KernelError, match="duplicate write: two stores of program 0 to out_ptr"):
+        copy_twice_kernel[(1,)](torch.randn(32), torch.empty(32), BLOCK=32)
+
+
+def test_a_program_that_reads_what_it_wrote() -> None:
+    with pytest.raises(KernelError, match="program 0 reads back what it wrote to out_ptr"):
+        read_back_kernel[(1,)](torch.randn(32), torch.empty(32), BLOCK=32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -121,10 +121,14 @@ class LaunchMemory:
         if kind == "load":
             if by_others.any():
                 raise KernelError(f"race: program {self.program} reads {region.name} where another program writes")
+            if (wrote == me).any():  # a GPU orders a program's threads by a barrier, which no kernel of ours has
+                raise KernelError(f"program {self.program} reads back what it wrote to {region.name}")
             readers[elements] = np.where((read == _NOBODY) | (read == me), me, _SEVERAL)
         elif kind == "store":
             if np.unique(elements).size != elements.size:
                 raise KernelError(f"duplicate write: one store of program {self.program} to {region.name}")
+            if (wrote == me).any():
+                raise KernelError(f"duplicate write: two stores of program {self.program} to {region.name}")
             if by_others.any():
                 raise KernelError(f"race: program {self.program} writes {region.name} where another program wrote")
             if ((read != _NOBODY) & (read != me)).any():
