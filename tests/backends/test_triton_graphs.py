@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
@@ -16,28 +15,11 @@ from support.capture import NothingComputes
 
 pytest.importorskip("triton")
 from triton_strict import checks
+from triton_strict.checks import tensors
 
 from fused_resnet.backends import triton as backend
 from fused_resnet.backends.arguments import BatchNorm
 from fused_resnet.backends.triton import launch
-from fused_resnet.backends.triton.channel_statistics import channel_statistics
-from fused_resnet.backends.triton.output_gradient import output_gradient
-
-
-def _statistics(dtype: torch.dtype) -> tuple[Any, ...]:
-    return (checks.CASES["bn_add_act"][1](dtype)[0],)
-
-
-def _gradient(dtype: torch.dtype) -> tuple[Any, ...]:
-    y = checks.CASES["bn_add_act"][1](dtype)[0]
-    g_mean, g_var, mean = (torch.rand(y.shape[1]) for _ in range(3))
-    return torch.randn_like(y), g_mean, g_var, y, mean
-
-
-CASES: dict[str, tuple[Callable[..., Any], Callable[[torch.dtype], tuple[Any, ...]]]] = {
-    name: (getattr(backend, function), arguments) for name, (function, arguments) in checks.CASES.items()
-}
-CASES |= {"channel_statistics": (channel_statistics, _statistics), "output_gradient": (output_gradient, _gradient)}
 
 
 @contextmanager
@@ -49,24 +31,16 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None
         yield graph
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
-
-
 def _is_image(a: object) -> bool:
     return isinstance(a, torch.Tensor) and a.dim() == 4
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", checks.CASES)
 def test_launches_of_a_capture_compute_what_a_call_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "implicit_product")
-    function, arguments = CASES[name]
-    args = list(arguments(torch.bfloat16))
-    if "conv" in name:  # a filter that lies otherwise is copied by PyTorch
+    op, arguments = checks.CASES[name]
+    function, args = checks.function_of(backend, op), list(arguments(torch.bfloat16))
+    if name in checks.PRODUCTS:  # a filter that lies otherwise is copied by PyTorch
         args = [a.contiguous(memory_format=torch.channels_last) if _is_image(a) else a for a in args]
     if function is backend.bn_act_conv_backward:
         args[-1] = (True, True, False)  # the bias is summed by PyTorch

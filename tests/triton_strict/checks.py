@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from fused_resnet.backends import reference
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 
-__all__ = ["CASES", "check"]
+__all__ = ["CASES", "POINTWISE", "PRODUCTS", "check", "function_of", "tensors"]
 
 # Relative error allowed: sums of some hundred terms, each rounded to the type, as stock has it too.
 ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.2e-3}
@@ -30,8 +31,8 @@ def _bn_add_act_backward(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _contiguous(dtype: torch.dtype) -> tuple[Any, ...]:
-    images = [image(3, 5, 9, 7, dtype=dtype, layout="contiguous") for _ in range(3)]
-    return images[0], images[1], batch_norm(5), images[2], None, _SILU
+    images = [image(3, 70, 9, 7, dtype=dtype, layout="contiguous") for _ in range(3)]
+    return images[0], images[1], batch_norm(70), images[2], None, _SILU
 
 
 def _max_pool(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -89,6 +90,16 @@ def _inference(dtype: torch.dtype) -> tuple[Any, ...]:
     return x, weight, torch.randn(34).to(dtype), batch_norm(34), image(2, 34, 5, 4, dtype=dtype), act, conv
 
 
+def _channel_statistics(dtype: torch.dtype) -> tuple[Any, ...]:
+    return (image(3, 67, 9, 7, dtype=dtype),)
+
+
+def _output_gradient(dtype: torch.dtype) -> tuple[Any, ...]:
+    g_y, y = image(3, 67, 9, 7, dtype=dtype), image(3, 67, 9, 7, dtype=dtype)
+    # Of the size of m, so that their shares weigh as much as g_y.
+    return g_y, torch.randn(67) * 189, torch.randn(67) * 189, y, reference.channel_statistics(y)[0]
+
+
 # Name -> the function of a backend and its arguments in a type.
 CASES: dict[str, tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = {
     "bn_add_act": ("bn_add_act", _bn_add_act),
@@ -104,7 +115,29 @@ CASES: dict[str, tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = {
     "bn_act_conv_backward, phases": ("bn_act_conv_backward", _conv_backward(*PHASES)),
     "bn_act_conv_backward, grouped": ("bn_act_conv_backward", _conv_backward(*GROUPED)),
     "conv_bn_add_act": ("conv_bn_add_act", _inference),
+    "channel_statistics": ("channel_statistics", _channel_statistics),
+    "output_gradient": ("output_gradient", _output_gradient),
 }
+# By what runs: matrix products, whose tiles are configs.PRODUCT, and passes, whose tiles are configs.POINTWISE.
+PRODUCTS = [c for c, (f, _) in CASES.items() if f in ("bn_act_conv", "bn_act_conv_backward", "conv_bn_add_act")]
+POINTWISE = [c for c in CASES if c not in PRODUCTS]
+
+
+def function_of(module: Any, name: str) -> Callable[..., Any]:
+    """A function of a backend; what is no op of its own lies in the backend's module of that name."""
+    if module is reference and name == "output_gradient":
+        return reference.statistics_backward
+    found = getattr(module, name)
+    return getattr(found, name) if isinstance(found, ModuleType) else found
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Those of an argument or a result, however deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
 
 
 def _wide(a: Any) -> Any:
@@ -120,11 +153,12 @@ def check(backend: Any, case: str, dtype: torch.dtype) -> list[Tensor]:
     args = arguments(dtype)
     results = []
     for module, inputs in ((backend, args), (reference, tuple(map(_wide, args)))):
-        outputs = getattr(module, function)(*inputs)
-        results.append([o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None])
+        results.append(list(tensors(function_of(module, function)(*inputs))))
+    # Statistics are summed in float32, of y in whatever type.
+    allowed = ALLOWED[torch.float32 if function == "channel_statistics" else dtype]
     for i, (got, want) in enumerate(zip(*results, strict=True)):
         # The mean of y may cancel: its error counts against the size of y.
         least = results[1][0].square().mean().sqrt().item() if i and function == "bn_act_conv" else 0.0
         error = relative_error(got, want, least)
-        assert error <= ALLOWED[dtype], f"{case}: result {i} differs from float64 by {error:.2g}"
+        assert error <= allowed, f"{case}: result {i} differs from float64 by {error:.2g}"
     return results[0]
