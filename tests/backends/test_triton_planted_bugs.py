@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 from triton_strict import KernelError, checks
 from triton_strict.mutant import planted
+from triton_strict.poison import poison_empty
 
 from fused_resnet.backends import triton as backend
 
@@ -109,6 +110,33 @@ BUGS = {
     "the group's channels forgotten": Bug(
         "conv_dgrad", "    c += group * size.C\n", "", "bn_act_conv_backward, grouped", "race|differs"
     ),
+    "the variance's gradient with the standard deviation once too often": Bug(
+        "channel_sums",
+        "-0.5 * scale * invstd * invstd * t",
+        "-0.5 * scale * invstd * t",
+        "bn_add_act_backward",
+        "differs",
+    ),
+    "a row of sums that no fold reads": Bug(
+        "channel_sums",
+        "mask = (row < rows)[:, None] & ok[None, :]",
+        "mask = (row < rows - 1)[:, None] & ok[None, :]",
+        "bn_act_conv_backward, 1x1",
+        "differs",
+    ),
+    "the residual in place of the sum": Bug(
+        "conv_bn_add_act", "z += tl.load(residual_ptr", "z = tl.load(residual_ptr", "conv_bn_add_act", "differs"
+    ),
+    "the bias of another output": Bug(
+        "conv_bn_add_act", "tl.load(bias_ptr + k,", "tl.load(bias_ptr + k + 1,", "conv_bn_add_act", "out of bounds"
+    ),
+    "pixels that do not exist, in the sums of the statistics": Bug(
+        "channel_statistics",
+        "        d = tl.where(mask, y - pivot[None, :], 0.0)",
+        "        d = y - pivot[None, :]",
+        "channel_statistics",
+        "differs",
+    ),
     "a gradient left unwritten": Bug(
         "conv_dgrad",
         "tl.store(g_x_ptr + offsets, p.to(g_x_ptr.dtype.element_ty), mask=mask)",
@@ -122,17 +150,7 @@ BUGS = {
 @pytest.fixture(autouse=True)
 def ours_on_uninitialised_memory_of_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", "implicit_product")
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def poisoned(make):
-        def wrapper(*args, **kwargs):
-            t = make(*args, **kwargs)
-            return t.fill_(float("nan")) if t.is_floating_point() else t.fill_(255)
-
-        return wrapper
-
-    monkeypatch.setattr(torch, "empty", poisoned(empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
+    poison_empty(monkeypatch)
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=list(BUGS))
