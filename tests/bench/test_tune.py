@@ -89,20 +89,37 @@ def test_cuda(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: p
     assert "1x1 8>16 3x3" in capsys.readouterr().out
 
 
-def test_triton(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    path = tmp_path / "out.json"
-    assert main([*COMMAND, "--backend", "triton", "--mode", "infer", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())["rows"]
-    assert {row["key"]: row["chosen"] for row in rows} == kept()
-    slots = {row["slot"] for row in rows}
-    assert slots == {
+# What is chosen for the model on Triton: tiles of each kernel, and whose convolution.
+SLOTS = {
+    "infer": {
         "bn_act_conv",
         "bn_act_conv.kernel",
         "bn_act_max_pool",
         "conv_bn_add_act",
         "conv_bn_add_act.kernel",
-    }
+    },
+    "train": {
+        "bn_act_conv",
+        "bn_act_conv.kernel",
+        "bn_act_conv_backward.kernel",
+        "bn_act_max_pool",
+        "bn_act_max_pool_backward",
+        "bn_add_act",
+        "bn_add_act_backward",
+        "conv_dgrad",
+        "conv_wgrad",
+    },
+}
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_triton(mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    path = tmp_path / "out.json"
+    assert main([*COMMAND, "--backend", "triton", "--mode", mode, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["key"]: row["chosen"] for row in rows} == kept()
+    assert {row["slot"] for row in rows} == SLOTS[mode]
     assert all(ms > 0 for row in rows for ms in row["ms"].values())
 
 
