@@ -58,11 +58,11 @@ def test_what_keeps_the_budget_passes() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-def test_every_kernel_compiles_for_gpus_that_are_not_here(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90", "gfx942"])
+def test_every_kernel_compiles_for_gpus_that_are_not_here(gpu: str, tmp_path: Path) -> None:
     """``make triton-gate`` compiles for seven."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "triton_gate", "--target", target]
+    command = [sys.executable, "-m", "triton_gate", "--target", gpu]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
