@@ -226,13 +226,13 @@ def _code_of(stock: Any) -> Code:
         before: dis.Instruction | None = None
         for instruction in _instructions(function.__code__):
             name, last, before = instruction.argval, before, instruction
-            followed, place = place, None
+            followed, place = place if instruction.opname in _READING else None, None
             if instruction.opname in _ENTERING:
                 objections.append("its forward enters a context")
             elif instruction.opname == "LOAD_GLOBAL" and name not in function.__globals__:
                 if name in ("getattr", "hasattr"):
                     attributes.update(c for c in function.__code__.co_consts if isinstance(c, str) and c.isidentifier())
-            elif instruction.opname == "LOAD_GLOBAL" or (followed and instruction.opname in _READING):
+            elif instruction.opname == "LOAD_GLOBAL" or followed:
                 value = getattr(followed[1], name, ABSENT) if followed else function.__globals__[name]
                 dotted = f"{followed[0]}.{name}" if followed else name
                 if isinstance(value, types.FunctionType) and not _is_known(value):
