@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "run", "run_settings"]
 
 REFERENCE = "eager"  # the variant that the others are compared with
-LEAST_ROUNDS = 2  # of each series, however little time there is
 WARM_UP_S = 1.0  # of untimed steps, that of the correctness check among them
 
 Progress = Callable[[str, int, int], None]  # is told what is done now, how many units of work are done, and of how many
@@ -150,14 +149,14 @@ class _Race:
         return {"model": self.model, "allocator": self.allocator, "relative_errors": errors, "limits": limits}
 
     def run(self, allocator: str, share_s: float) -> None:
-        """Times a series of rounds under ``allocator``, after LEAST_ROUNDS none that would end beyond ``share_s``."""
+        """Times a series of rounds under ``allocator``, after the first none that would end beyond ``share_s``."""
         start = time.monotonic()
         self._warm_up(allocator)
         for index in range(self.settings.rounds):
             round_start = time.monotonic()
             self.rounds.append(self._round(index))
             now = time.monotonic()
-            if len(self.rounds) >= LEAST_ROUNDS and now - start + (now - round_start) > share_s:
+            if now - start + (now - round_start) > share_s:
                 self.steps.done += (self.settings.rounds - len(self.rounds)) * len(self.jobs)
                 break
 

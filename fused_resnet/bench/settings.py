@@ -92,7 +92,7 @@ class Settings:
     variants: Sequence[str] | None = None  # None: default_variants, those that are installed
     allocators: Sequence[str] = tuple(ALLOCATORS)
     rounds: int = 5
-    minutes: float | None = None  # share out that long among models and allocators, at two rounds each or more
+    minutes: float | None = None  # share out that long among models and allocators, at one round each or more
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = Settings.rounds,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Leave out rounds that would end later, but not the first two.", show_default="no limit"),
+        typer.Option(help="Leave out rounds that would end later, but not the first.", show_default="no limit"),
     ] = Settings.minutes,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = Settings.seed,
     layers: Annotated[
