@@ -1,12 +1,14 @@
 """What a step moves, multiplies and keeps, counted once, part by part.
 
 Bytes: each operator's tensors, read or written once. FLOP: those of stock PyTorch's convolutions and matrix products,
-two for a multiply-add; a fused model computes the same. Kept: what autograd saves for backward.
+two for a multiply-add; a fused model computes the same. Kept: what autograd saves for backward, of the first forward
+where gradients are accumulated.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,14 +38,23 @@ _FREE = (
 class Counter(TorchDispatchMode):
     """Within its ``with`` block, counts for the part that :attr:`part` names at the time."""
 
-    def __init__(self, part: str, excluded: set[int]) -> None:
+    def __init__(self, part: str) -> None:
         super().__init__()
         self.part = part
         self.bytes: dict[str, int] = defaultdict(int)
         self.flop: dict[str, int] = defaultdict(int)
         self.kept: dict[str, int] = defaultdict(int)
-        self._seen = set(excluded)  # storages by address: parameters, and what is counted already
+        self._seen: set[int] = set()  # storages by address: what is excluded, and what is counted already
+        self._keeping = True
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def exclude(self, values: Iterable[Any]) -> None:
+        """The tensors among ``values`` are not kept for backward: they are there anyway."""
+        self._seen |= {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
+
+    def begin(self, phase: str) -> None:
+        """``phase`` begins: what is kept is settled at the first backward."""
+        self._keeping = self._keeping and phase == "forward"
 
     def enter(self, part: str) -> None:
         """``part`` runs from now on."""
@@ -70,7 +81,7 @@ class Counter(TorchDispatchMode):
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
+        if self._keeping and storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.kept[self.part] += storage.nbytes()
         return tensor

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from .timeline import kind_of
 
-__all__ = ["merged_trace", "profiled_step"]
+__all__ = ["memory_curve", "merged_trace", "operator_rows", "profiled_step"]
 
 
 def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -22,19 +23,27 @@ def profiled_step(step: Callable[[], object], device: torch.device) -> tuple[lis
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities, profile_memory=True, record_shapes=True) as profiler:
         step()
-    on_device = device.type == "cuda"
     within = Counter(event.name for event in profiler.events() if _is_within_itself(event))
-    rows = []
-    for event in profiler.key_averages():
-        own_us = event.self_device_time_total if on_device else event.self_cpu_time_total
-        if own_us > 0 and not event.key.startswith(("phase: ", "block: ")):
-            calls = event.count - within[event.key]
-            rows.append({"op": event.key, "kind": kind_of(event.key), "calls": calls, "self_ms": own_us / 1e3})
+    rows = operator_rows(profiler.key_averages(), within, device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text())
-    return sorted(rows, key=lambda row: -row["self_ms"]), trace
+    return rows, trace
+
+
+def operator_rows(averages: Iterable[Any], within: Mapping[str, int], device: torch.device) -> list[dict[str, Any]]:
+    """Rows ``op, kind, calls, self_ms``, longest first; ``within`` counts the calls of an operator by itself.
+
+    A device's kernels, which are averages too, are left out: their time is that of the operators that launched them.
+    """
+    rows = []
+    for event in averages:
+        own_us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        if own_us > 0 and event.device_type == DeviceType.CPU and not event.key.startswith(("phase: ", "block: ")):
+            calls = event.count - within.get(event.key, 0)
+            rows.append({"op": event.key, "kind": kind_of(event.key), "calls": calls, "self_ms": own_us / 1e3})
+    return sorted(rows, key=lambda row: -row["self_ms"])
 
 
 def _is_within_itself(event: Any) -> bool:

@@ -23,7 +23,8 @@ COLUMNS = (
     "fused kept MB",
     "GFLOP",
 )
-
+BY_BLOCK = ("block", "phase", "operator", "variant", "calls", "ms")
+KERNELS = ("block", "phase", "operator", "kernel", "variant", "calls", "ms")
 
 OPERATORS_NOTE = (
     "Under torch.profiler, which slows both down. An operator counts with all that it calls; ours are one kernel each, "
@@ -54,8 +55,9 @@ def profile_page(result: ProfileResult) -> str:
         ]
         page.table("Operators", ("operator", "variant", "kind", "calls", "own ms"), rows, "Under torch.profiler.")
     if result.timeline:
-        columns = ("block", "phase", "operator", "variant", "calls", "ms")
-        page.table("Operators by block", columns, _by_block(result), OPERATORS_NOTE)
+        page.table("Operators by block", BY_BLOCK, _by_block(result), OPERATORS_NOTE)
+    if result.kernels:
+        page.table("Kernels", KERNELS, _kernels(result), "On the device, by the operator that launched them.")
     costs = {
         f"{instrument}, {variant}": f"{share:+.1%} of a bare step"
         for instrument, shares in result.overhead.items()
@@ -147,6 +149,17 @@ def _by_block(result: ProfileResult) -> list[tuple[str | Cell, ...]]:
     for row in result.timeline:
         total.setdefault((row["block"], row["phase"], row["op"], row["variant"]), []).append(row["ms"])
     return [(*names, Cell(str(len(ms)), len(ms)), _number(sum(ms), 2)) for names, ms in total.items()]
+
+
+def _kernels(result: ProfileResult) -> list[tuple[str | Cell, ...]]:
+    return [
+        (
+            *(row[name] for name in ("block", "phase", "op", "kernel", "variant")),
+            Cell(str(row["calls"]), row["calls"]),
+            _number(row["ms"], 3),
+        )
+        for row in result.kernels
+    ]
 
 
 def _block_bars(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, Any]]:

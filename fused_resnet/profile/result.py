@@ -21,9 +21,10 @@ class ProfileResult:
     clock in them (``bare``). ``blocks``: a row for each block in order, with ``forward_ms``, ``backward_ms``, ``flop``,
     ``moved_bytes`` and ``kept_bytes`` by variant. ``ops``: a row for each operator and variant. ``timeline``: the
     operators of one step under torch.profiler, in order, each with ``kind``, ``phase``, ``block``, ``start_ms`` and
-    ``ms``. ``memory``: by variant, the bytes allocated during a step, as ``[ms, bytes]``, and their peak. ``overhead``:
-    how much longer a step took than a bare one, by instrument and variant, as a share. ``trace`` is not part of
-    :meth:`to_dict`.
+    ``ms``. ``kernels``: what a GPU ran in that step, a row for each ``kernel``, ``op`` that launched it, ``phase`` and
+    ``block``, with ``calls`` and ``ms``; empty on a CPU. ``memory``: by variant, the bytes allocated during a step, as
+    ``[ms, bytes]``, and their peak. ``overhead``: how much longer a step took than a bare one, by instrument and
+    variant, as a share. ``trace`` is not part of :meth:`to_dict`.
     """
 
     model: str
@@ -33,6 +34,7 @@ class ProfileResult:
     blocks: list[Row] = field(default_factory=list)
     ops: list[Row] = field(default_factory=list)
     timeline: list[Row] = field(default_factory=list)
+    kernels: list[Row] = field(default_factory=list)
     memory: dict[str, Row] = field(default_factory=dict)
     roof: dict[str, float | None] = field(default_factory=dict)
     overhead: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -8,20 +8,23 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from .result import PHASES, VARIANTS, ProfileResult
 
 __all__ = ["profile_table", "stages"]
 
-MAX_OPS = 8  # of each variant
+MAX_ROWS = 8  # of operators and of kernels, of each variant
 Row = dict[str, Any]
 
 
 def profile_table(result: ProfileResult) -> Group:
-    """Phases, blocks with their stages, operators, memory, and what the measurement itself costs."""
+    """Phases, blocks with their stages, operators, a GPU's kernels, memory, and what the measurement itself costs."""
     tables = [_phases(result), _blocks(result)]
     if result.ops:
         tables += [_ops(result, variant) for variant in VARIANTS]
+    if result.kernels:
+        tables += [_kernels(result, variant) for variant in VARIANTS]
     notes = [f"speedup of the step: {result.speedup:.2f}"]
     if result.memory:
         sizes = ", ".join(f"{v} {result.memory[v]['peak_bytes'] / 1e6:.0f} MB" for v in VARIANTS)
@@ -79,10 +82,25 @@ def _ops(result: ProfileResult, variant: str) -> Table:
     table = _table(
         f"operators of {variant}, by their own time under torch.profiler", ["operator", "kind", "calls", "ms", "%"]
     )
-    for row in rows[:MAX_OPS]:
+    for row in rows[:MAX_ROWS]:
         table.add_row(
             row["op"], row["kind"], str(row["calls"]), f"{row['self_ms']:.1f}", f"{100 * row['self_ms'] / total:.0f}"
         )
+    return table
+
+
+def _kernels(result: ProfileResult, variant: str) -> Table:
+    total: dict[tuple[str, str], list[float]] = {}  # calls and ms, of all phases and blocks
+    for row in result.kernels:
+        if row["variant"] == variant:
+            sums = total.setdefault((row["kernel"], row["op"]), [0, 0.0])
+            sums[0] += row["calls"]
+            sums[1] += row["ms"]
+    whole = sum(ms for _, ms in total.values())
+    table = _table(f"kernels of {variant}, under torch.profiler", ["kernel", "operator", "calls", "ms", "%"])
+    table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
+    for (kernel, op), (calls, ms) in sorted(total.items(), key=lambda item: -item[1][1])[:MAX_ROWS]:
+        table.add_row(Text(kernel), op, f"{calls:.0f}", f"{ms:.2f}", f"{100 * ms / whole:.0f}")
     return table
 
 

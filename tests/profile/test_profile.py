@@ -17,9 +17,9 @@ from fused_resnet import FuseReport
 from fused_resnet.fuse import FuseEntry
 from fused_resnet.profile import ProfileResult, run
 from fused_resnet.profile.blocks import block_names
-from fused_resnet.profile.measure import _Trainee
 from fused_resnet.profile.table import stages
 from fused_resnet.profile.timeline import timeline
+from fused_resnet.profile.trainee import Trainee
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = 4
@@ -242,9 +242,10 @@ def test_bad_input() -> None:
         run(Regression(), x, steps=0)
     with pytest.raises(ValueError, match=r"the model on cpu, the device of inputs, got layers.0.weight on meta"):
         run(Regression().to("meta"), x)
-    with pytest.raises(
-        TypeError, match=r"expected a model that returns logits \[N, classes, ...\], or a loss, got tuple"
-    ):
+    message = (
+        r"expected a model that returns logits \[N, classes, ...\], or targets and a loss, or a forward, got tuple"
+    )
+    with pytest.raises(TypeError, match=message):
         run(Regression(), x)
 
 
@@ -262,9 +263,9 @@ def test_interrupted() -> None:
 
 def test_each_step_follows_one_of_the_other_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step finds the heap as the last one left it: that must be the same for bare steps and those with clocks."""
-    ran: list[_Trainee] = []
-    step = _Trainee._step
-    monkeypatch.setattr(_Trainee, "_step", lambda self, *arguments: ran.append(self) or step(self, *arguments))
+    ran: list[Trainee] = []
+    step = Trainee._step
+    monkeypatch.setattr(Trainee, "_step", lambda self, *arguments: ran.append(self) or step(self, *arguments))
     run(fused_resnet.models.resnet20(), torch.randn(1, 3, 32, 32), steps=3, progress=interrupt)
     assert len(ran) == 2 * (2 + 2 * 3) and all(a is not b for a, b in pairwise(ran))
 
@@ -273,3 +274,10 @@ def test_nested_blocks_count_as_their_outermost() -> None:
     names = ("", "a", "a.b", "ab", "c.d")
     report = FuseReport(fused=[FuseEntry(name, "B", "") for name in names])
     assert block_names(report) == ["a", "ab", "c.d"]  # in the order of the report
+
+
+def test_a_backbone_is_no_block() -> None:
+    """It holds fused blocks in several stages; what a block holds lies in the block, or in one container of it."""
+    names = ("body", "body.layer1.0", "body.layer1.0.conv1", "body.layer1.0.down.1", "body.layer2.0", "head.conv")
+    report = FuseReport(fused=[FuseEntry(name, "B", "") for name in names])
+    assert block_names(report) == ["body.layer1.0", "body.layer2.0", "head.conv"]
