@@ -79,7 +79,7 @@ def run(
             session.warm_up()
         for index in range(steps):
             begin(f"step {index + 1}")
-            session.each(lambda trainee: trainee.bare_ms(keep=True))
+            session.each(lambda trainee: trainee.bare.append(trainee.bare_ms()))
             begin(f"step {index + 1}, with clocks")
             session.each(lambda trainee: trainee.timed())
         begin("count")
@@ -149,14 +149,13 @@ class _Session:
             result.ops += [{"variant": variant, **row} for row in trainee.ops]
             result.timeline += [{"variant": variant, **row} for row in trainee.timeline]
             result.kernels += [{"variant": variant, **row} for row in trainee.kernels]
-            bare = result.steps[variant]["bare"]
             result.overhead.setdefault("clocks", {})[variant] = trainee.clocks_overhead()
             if trainee.trace:
                 curve = memory_curve(trainee.trace, self.device)
                 peak = max((size for _, size in curve), default=0.0)
                 stride = -(-len(curve) // CURVE_POINTS) or 1
                 result.memory[variant] = {"peak_bytes": peak, "curve": curve[::stride]}
-                result.overhead.setdefault("torch.profiler", {})[variant] = trainee.profiled_ms / bare - 1
+                result.overhead.setdefault("torch.profiler", {})[variant] = trainee.profiler_overhead
         result.trace = merged_trace({v: t.trace for v, t in trainees.items() if t.trace})
         return result
 

@@ -15,6 +15,7 @@ from .result import PHASES, VARIANTS, ProfileResult
 __all__ = ["profile_table", "stages"]
 
 MAX_ROWS = 8  # of operators and of kernels, of each variant
+MAX_NAME = 36  # characters of a kernel
 Row = dict[str, Any]
 
 
@@ -98,7 +99,7 @@ def _kernels(result: ProfileResult, variant: str) -> Table:
             sums[1] += row["ms"]
     whole = sum(ms for _, ms in total.values())
     table = _table(f"kernels of {variant}, under torch.profiler", ["kernel", "operator", "calls", "ms", "%"])
-    table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
+    table.columns[0].max_width, table.columns[0].no_wrap = MAX_NAME, True
     for (kernel, op), (calls, ms) in sorted(total.items(), key=lambda item: -item[1][1])[:MAX_ROWS]:
         table.add_row(Text(kernel), op, f"{calls:.0f}", f"{ms:.2f}", f"{100 * ms / whole:.0f}")
     return table

@@ -43,25 +43,26 @@ class Trainee:
         self.trace: dict[str, Any] = {}
         self.timeline: list[dict[str, Any]] = []
         self.kernels: list[dict[str, Any]] = []
-        self.profiled_ms = 0.0
+        self.profiler_overhead = 0.0  # as a share of the bare step before it
 
     def warm_up(self) -> None:
-        """An untimed step. Raises ValueError where its loss is not this model's."""
+        """An untimed step. Raises ValueError where there is no loss, or one of another model."""
 
         def begin(phase: str) -> None:
             if phase == "optimizer" and all(p.grad is None for p in self.model.parameters()):
-                raise ValueError("profile: expected a loss of the model that forward is given, got one of another")
+                raise ValueError(
+                    "profile: expected a loss of the model given to forward, but none of its parameters has a gradient"
+                )
 
         self._step(begin)
 
-    def bare_ms(self, keep: bool = False) -> None:
+    def bare_ms(self) -> float:
         """A step timed as a whole."""
         self.wait()
         start = time.perf_counter()
         self._step()
         self.wait()
-        if keep:
-            self.bare.append(1e3 * (time.perf_counter() - start))
+        return 1e3 * (time.perf_counter() - start)
 
     def timed(self) -> None:
         """A step with a clock at each phase and block."""
@@ -98,7 +99,7 @@ class Trainee:
         self.counter = counter
 
     def profile(self) -> None:
-        """A step under torch.profiler, with marks at its phases and blocks."""
+        """A step under torch.profiler, with marks at its phases and blocks, behind a bare one."""
         clock = BlockClock(self.model, self.clock.names, lambda: None, lambda name: mark("block", name))
 
         def step() -> None:
@@ -106,9 +107,10 @@ class Trainee:
             with clock:
                 self._step(lambda phase: mark("phase", phase))
             self.wait()
-            self.profiled_ms = 1e3 * (time.perf_counter() - start)
+            self.profiler_overhead = 1e3 * (time.perf_counter() - start) / bare_ms - 1
 
         self.bare_ms()  # what was counted and traced before has moved the heap: a first step faults new pages in
+        bare_ms = self.bare_ms()
         self.ops, self.trace = profiled_step(step, self.device)
         self.timeline, self.kernels = timeline(self.trace), kernel_rows(self.trace)
 

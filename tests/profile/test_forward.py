@@ -203,8 +203,8 @@ REFUSED = {
     "no tensor": ({}, lambda model: {"loss": model(IMAGES).mean()}, "a loss, a scalar tensor, got dict"),
     "no scalar": ({}, lambda model: model(IMAGES), r"a loss, a scalar tensor, got one of shape \[4, 5\]"),
     "no gradient": ({}, lambda model: model(IMAGES).mean().detach(), "requires grad, got one that depends on no"),
-    "no loss": ({}, lambda model: iter(()), "the model that forward is given, got"),
-    "another model": ({}, lambda model: OTHER(IMAGES).mean(), "the model that forward is given, got"),
+    "no loss": ({}, lambda model: iter(()), "the model given to forward, but none of its"),
+    "another model": ({}, lambda model: OTHER(IMAGES).mean(), "the model given to forward, but none of its"),
 }
 
 

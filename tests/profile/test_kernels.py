@@ -126,7 +126,7 @@ def test_kernels_in_table_page_and_data() -> None:
     assert [line[-4:] for line in lines] == [["aten::mm", "1", "0.70", "11"], ["aten::conv2d", "1", "0.40", "6"]] * 2
     assert "kernels of fused, under torch.profiler" in text
     page = result.to_html()
-    assert "<h2>Kernels</h2>" in page and page.count("<td>_conv_kernel</td><td>stock</td>") == 1
+    assert "<h2>Kernels</h2>" in page and page.count(">5.000</td><td>_conv_kernel</td>") == 2
     rows = json.loads(json.dumps(result.to_dict()))["kernels"]
     assert rows[0] == {"variant": "stock", **kernel_rows(TRACE)[0]} and len(rows) == 14
     result.kernels = []
