@@ -1,17 +1,19 @@
 """Two results side by side: what changed, and whether by more than their noise.
 
-A benchmark's rows are matched by all that they measure; a profile's are its phases and blocks. A change counts where
-the intervals from p20 to p80 do not meet, so it is the spread of the runs themselves that says what noise is. Where a
-row has one number alone, a change of less than ``SINGLE_NOISE`` counts as none.
+A benchmark's rows are matched by all that they measure, so are a layer benchmark's, ours and stock's; a profile's are
+its phases and blocks. A change counts where the intervals from p20 to p80 do not meet, so it is the spread of the runs
+themselves that says what noise is. Where a row has one number alone, a change of less than ``SINGLE_NOISE`` counts as
+none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["SINGLE_NOISE", "Change", "changed_environment", "compare"]
+__all__ = ["COLUMNS", "SINGLE_NOISE", "Change", "cells", "changed_environment", "compare", "short_names"]
 
+COLUMNS = ("what", "unit", "before", "after", "after / before", "verdict")
 SINGLE_NOISE = 0.05  # of the number itself
 
 Interval = tuple[float, float, float]  # p20, median, p80
@@ -49,9 +51,26 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     kinds = [_kind(result) for result in (before, after)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"compare: expected two results of one kind, got {kinds[0]} and {kinds[1]}")
-    rows, unit = (_bench_rows, "img/s") if kinds[0] == "bench" else (_profile_rows, "ms")
+    rows, unit, higher_is_better = KINDS[kinds[0]]
     old, new = rows(before), rows(after)
-    return [Change(n, unit, old.get(n), new.get(n), kinds[0] == "bench") for n in dict.fromkeys((*old, *new))]
+    return [Change(n, unit, old.get(n), new.get(n), higher_is_better) for n in dict.fromkeys((*old, *new))]
+
+
+def short_names(changes: Sequence[Change]) -> tuple[str, list[str]]:
+    """What the names have in common, and each without it: a terminal and a phone are narrow."""
+    parts = [change.name.split(", ") for change in changes]
+    common = [part for part in parts[0] if len(parts) > 1 and all(part in other for other in parts)] if parts else []
+    return ", ".join(common), [
+        ", ".join(p for p in name if p not in common) or change.name
+        for name, change in zip(parts, changes, strict=True)
+    ]
+
+
+def cells(change: Change) -> list[str]:
+    """A change's text by ``COLUMNS``, but for its name."""
+    intervals = ["" if i is None else f"{i[1]:.2f} ({i[0]:.2f}-{i[2]:.2f})" for i in (change.before, change.after)]
+    ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
+    return [change.unit, *intervals, ratio, change.verdict]
 
 
 def changed_environment(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -63,8 +82,9 @@ def changed_environment(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 def _kind(result: Mapping[str, Any]) -> str:
     rows = result.get("rows")
-    if isinstance(rows, list) and all(isinstance(row, dict) and "img_per_s" in row for row in rows):
-        return "bench"
+    for kind, field in (("bench", "img_per_s"), ("bench --layers", "gflop_per_s")):
+        if isinstance(rows, list) and all(isinstance(row, dict) and field in row for row in rows):
+            return kind
     if "blocks" in result and "steps" in result:
         return "profile"
     raise ValueError(f"compare: expected the JSON of bench or profile, got one with {', '.join(result) or 'nothing'}")
@@ -76,6 +96,18 @@ def _bench_rows(result: Mapping[str, Any]) -> dict[str, Interval]:
         name = "{model}, {mode}, batch {batch}, {image_size} px, {dtype}, {device}, {threads} threads, ".format(**row)
         rate = row["img_per_s"]
         rows[name + "{allocator} allocator, {variant}".format(**row)] = (rate["p20"], rate["median"], rate["p80"])
+    return rows
+
+
+def _layer_rows(result: Mapping[str, Any]) -> dict[str, Interval]:
+    """GFLOP/s of direct arithmetic, as the rows count it, at each of the times."""
+    rows = {}
+    for row in result["rows"]:
+        name = "{model}, batch {batch}, {image_size} px, {dtype}, {threads} threads, {layer}, {pass}, ".format(**row)
+        for form, prefix in (("ours", ""), ("stock", "stock_")):
+            ms = row[f"{prefix}ms"]
+            gflop = row[f"{prefix}gflop_per_s"] * ms["median"]  # times 1e-3, which the division takes away again
+            rows[name + form] = (gflop / ms["p80"], gflop / ms["median"], gflop / ms["p20"])
     return rows
 
 
@@ -93,3 +125,10 @@ def _profile_rows(result: Mapping[str, Any]) -> dict[str, Interval]:
 def _single(value: float) -> Interval:
     half = SINGLE_NOISE / 2
     return value * (1 - half), value, value * (1 + half)
+
+
+KINDS: dict[str, tuple[Callable[[Mapping[str, Any]], dict[str, Interval]], str, bool]] = {
+    "bench": (_bench_rows, "img/s", True),
+    "bench --layers": (_layer_rows, "GFLOP/s", True),
+    "profile": (_profile_rows, "ms", False),
+}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from .colors import COLORS
 from .table import caption
-from .variants import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["bar_chart"]
 
 MAX_COLUMNS = 3
-OWN_COLOR = "#d1495b"
-STOCK_COLORS = ("#a9b4c0", "#7c8da3", "#55677a", "#c3b299", "#8d7b68", "#5f7a6b")
+LABELS_A_PANEL = 4  # of the legend in one line
 
 Row = dict[str, Any]
 
@@ -33,30 +32,31 @@ def bar_chart(rows: Sequence[Row]) -> Figure:
         raise ValueError("bar_chart: expected at least one row, got none")
     models = list(dict.fromkeys(row["model"] for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    colors = _colors(variants)
     columns = min(len(models), MAX_COLUMNS)
     lines = ceil(len(models) / columns)
     figure = Figure(figsize=(1.5 + 4.5 * columns, 0.9 + 3.6 * lines), dpi=150, layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, model in zip(panels, models, strict=False):
-        _draw_model(panel, [row for row in rows if row["model"] == model], colors)
+        _draw_model(panel, [row for row in rows if row["model"] == model], variants)
     for panel in panels[len(models) :]:
         panel.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(variants), frameon=False)
+    across = ceil(len(variants) / ceil(len(variants) / (LABELS_A_PANEL * columns)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
     figure.suptitle(f"{caption(rows)}\nmedian, p20 to p80, speedup over the best stock variant", fontsize="medium")
     return figure
 
 
-def _draw_model(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
+def _draw_model(panel: Axes, rows: Sequence[Row], variants: Sequence[str]) -> None:
     allocators = list(dict.fromkeys(row["allocator"] for row in rows))
-    width = 0.84 / len(colors)
-    for place, (variant, color) in enumerate(colors.items()):
+    width = 0.84 / len(variants)
+    for place, variant in enumerate(variants):
+        color = COLORS[variant]
         drawn = [row for row in rows if row["variant"] == variant]
         rates = [row["img_per_s"] for row in drawn]
         medians = [rate["median"] for rate in rates]
         spread = [[r["median"] - r["p20"] for r in rates], [r["p80"] - r["median"] for r in rates]]
-        offset = (place - (len(colors) - 1) / 2) * width
+        offset = (place - (len(variants) - 1) / 2) * width
         positions = [allocators.index(row["allocator"]) + offset for row in drawn]
         error_style = {"linewidth": 1, "capsize": 2, "ecolor": "#1f2933"}
         panel.bar(positions, medians, 0.92 * width, yerr=spread, color=color, label=variant, error_kw=error_style)
@@ -74,9 +74,3 @@ def _draw_model(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> Non
     panel.set_axisbelow(True)
     panel.tick_params(axis="x", length=0)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _colors(variants: Sequence[str]) -> dict[str, str]:
-    """A colour for each variant: greys for stock PyTorch, so that ours stand out."""
-    stock = [variant for variant in variants if VARIANTS[variant].is_stock]
-    return {v: STOCK_COLORS[stock.index(v) % len(STOCK_COLORS)] if v in stock else OWN_COLOR for v in variants}

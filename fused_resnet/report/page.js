@@ -13,7 +13,9 @@ function themed(layout) {
   const line = { color: color("soft"), width: 1, dash: "dot" };
   const shapes = (layout.shapes || []).map((shape) => ({ line, ...shape }));
   return {
-    margin: { l: 60, r: 20, t: 20, b: 50 }, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" }, ...layout, ...axes, shapes,
+    margin: { l: 60, r: 20, t: 20, b: 50 },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
+    ...layout, ...axes, shapes,
     font: { color: color("text"), family: "system-ui, sans-serif" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: color("soft"), activecolor: color("text") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -21,11 +23,11 @@ function themed(layout) {
 }
 
 function drawn(trace) {
-  const marker = trace.marker || {};
   const themedColor = (c) =>
     Array.isArray(c) ? c.map(themedColor) : typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c;
-  const line = trace.line ? { ...trace.line, color: themedColor(trace.line.color) } : undefined;
-  return { ...trace, marker: { ...marker, color: themedColor(marker.color) }, ...(line ? { line } : {}) };
+  const parts = ["marker", "line", "error_x", "error_y"].filter((part) => trace[part]);
+  const themedPart = (part) => [part, { ...trace[part], color: themedColor(trace[part].color) }];
+  return { ...trace, ...Object.fromEntries(parts.map(themedPart)) };
 }
 
 function drawAll() {
@@ -71,7 +73,13 @@ for (const input of document.querySelectorAll('input[type="search"]')) {
 }
 for (const button of document.querySelectorAll(".command button")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(button.parentNode.querySelector("code").textContent);
-    button.textContent = "copied";
+    const code = button.parentNode.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "copied";
+    } catch { // there is none over plain http, and it may be forbidden: what is selected can be copied by hand
+      getSelection().selectAllChildren(code);
+      button.textContent = "selected";
+    }
   });
 }

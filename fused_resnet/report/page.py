@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 __all__ = ["Cell", "Page", "framed", "require_plotly"]
 
 FOLDER = Path(__file__).parent
+LEAST_FILTERED = 10  # rows; fewer are seen at a glance
 EXTRA = "pip install 'fused-resnet[report]'"
 
 
@@ -67,15 +68,17 @@ class Page:
         note: str = "",
         best: Sequence[int] = (),
     ) -> None:
-        """A table that sorts by each column and filters by words; ``best`` are the rows in bold."""
+        """A table that sorts by each column and, if it is long, filters by words; ``best`` are the rows in bold."""
         name = self._name("table")
         head = "".join(f'<th scope="col"><button type="button">{escape(c)}</button></th>' for c in columns)
         body = "\n".join(
             f"<tr{' class=best' if i in best else ''}>{''.join(map(_cell, row))}</tr>" for i, row in enumerate(rows)
         )
         self._head(title, note)
+        if len(rows) >= LEAST_FILTERED:
+            label = escape(f"filter {title}")
+            self._parts.append(f'<input type="search" data-table="{name}" placeholder="filter" aria-label="{label}">')
         self._parts.append(
-            f'<input type="search" data-table="{name}" placeholder="filter" aria-label="filter {escape(title)}">'
             f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead>'
             f"<tbody>\n{body}\n</tbody></table></div>"
         )

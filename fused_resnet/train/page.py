@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import ceil
+from typing import Any
 
 from ..report import Page
 from ..report.page import Cell
 from .loop import TrainResult
 
 __all__ = ["training_page"]
+
+TICKS = [float(f"{digit}e{exponent}") for exponent in range(-9, 3) for digit in (1, 2, 5)]  # of a logarithmic axis
+MOST_TICKS = 8
 
 
 def training_page(result: TrainResult) -> str:
@@ -17,22 +22,22 @@ def training_page(result: TrainResult) -> str:
     form = "stock" if settings.stock else "fused"
     ended = ", interrupted before its end" if result.interrupted else ""
     page = Page(f"{settings.model} on {settings.data}, {form}", f"{result.seconds:.1f} s{ended}")
-    accuracies = [100 * epoch.test_accuracy for epoch in result.epochs]
-    if accuracies:
-        page.cards([("test accuracy", f"{accuracies[-1]:.2f} %", f"after epoch {result.epochs[-1].epoch}")])
-    line = {"type": "scatter", "line": {"color": "--own"}}
+    if result.epochs:
+        last = result.epochs[-1]
+        page.cards([("test accuracy", f"{last.test_accuracy:.2%}", f"after epoch {last.epoch}")])
+    curve = {"type": "scatter", "line": {"color": "--stock" if settings.stock else "--own"}}
     steps = {"x": list(range(1, len(result.losses) + 1)), "y": result.losses, "mode": "lines", "name": "loss"}
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log", "title": {"text": "cross entropy"}}}
-    page.figure("Training loss", [line | steps], layout)
+    layout = _layout("step", "cross entropy", type="log", tickvals=TICKS, exponentformat="power")
+    page.figure("Training loss", [curve | steps], layout)
     epochs = {
         "x": [epoch.epoch for epoch in result.epochs],
-        "y": accuracies,
+        "y": [100 * epoch.test_accuracy for epoch in result.epochs],
         "mode": "lines+markers",
         "name": "accuracy",
     }
-    page.figure(
-        "Test accuracy", [line | epochs], {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": "%"}}}
-    )
+    layout = _layout("epoch", "%")
+    layout["xaxis"]["dtick"] = ceil(len(result.epochs) / MOST_TICKS) or 1  # no halves of epochs
+    page.figure("Test accuracy", [curve | epochs], layout)
     rows = [
         (
             Cell(str(epoch.epoch), epoch.epoch),
@@ -44,5 +49,13 @@ def training_page(result: TrainResult) -> str:
     ]
     page.table("Epochs", ("epoch", "mean loss", "test accuracy", "seconds"), rows)
     page.facts("Settings", asdict(settings))
-    page.facts("Environment", result.environment)
+    environment = dict(result.environment)
+    command = environment.pop("command", "")
+    page.facts("Environment", environment)
+    if command:
+        page.command(command)
     return page.html()
+
+
+def _layout(x: str, y: str, **y_axis: Any) -> dict[str, Any]:
+    return {"height": 340, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, **y_axis}}

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from fused_resnet.bench.compare import Change, changed_environment, compare
+from fused_resnet.bench.geometry import Layer
+from fused_resnet.bench.layers import layer_row
+from fused_resnet.bench.settings import Job
 from fused_resnet.cli import main
 
 
@@ -16,6 +19,13 @@ def bench(variant: str, p20: float, median: float, p80: float, **environment: An
     rate = {"p20": p20, "median": median, "p80": p80}
     row |= {"threads": 2, "allocator": "tuned", "variant": variant, "img_per_s": rate}
     return {"environment": {"torch": "2", "date": "today"} | environment, "rows": [row]}
+
+
+def layers(ms: float, stock_ms: float) -> dict[str, Any]:
+    times = [{"ours": ms * share, "channels_last": stock_ms * share, "contiguous": 99.0} for share in (0.9, 1.0, 1.2)]
+    job = Job("resnet18", "layers", "train", 8, 224, "fp32", "cpu", 2, 0)
+    layer = Layer(8, 64, 64, 3, 3, (1, 1), (1, 1), (1, 1), 1, 56, 56)
+    return {"environment": {}, "rows": [layer_row(job, layer, 4, "dgrad", times, 1e11, "winograd_f4")]}
 
 
 def profile(ms: float) -> dict[str, Any]:
@@ -41,6 +51,17 @@ def test_less_time_is_better() -> None:
     ]
     assert {c.verdict for c in compare(profile(10.0), profile(10.4))} == {"within noise"}
     assert {c.verdict for c in compare(profile(10.0), profile(12.0))} == {"worse"}
+
+
+def test_layers_by_their_rate() -> None:
+    """2 * 8 * 64 * 64 * 9 * 56 * 56 operations, so 1.85 GFLOP in 10 ms."""
+    ours, stock = compare(layers(10.0, 20.0), layers(5.0, 21.0))
+    assert ours.name == "resnet18, batch 8, 224 px, fp32, 2 threads, 3x3 64>64 56x56, dgrad, ours"
+    assert ours.unit == "GFLOP/s" and stock.name.endswith("dgrad, stock")
+    assert ours.before is not None and ours.before[1] == pytest.approx(184.97, rel=1e-4)
+    assert ours.before[0] < ours.before[1] < ours.before[2]
+    assert (ours.verdict, ours.ratio) == ("better", pytest.approx(2.0)) and stock.verdict == "within noise"
+    assert compare(layers(5.0, 20.0), layers(10.0, 20.0))[0].verdict == "worse"
 
 
 def test_rows_that_one_result_lacks() -> None:
@@ -75,6 +96,8 @@ def test_bad_input() -> None:
         compare({"losses": []}, bench("fused", 1, 1, 1))
     with pytest.raises(ValueError, match="expected two results of one kind, got profile and bench"):
         compare(profile(1.0), bench("fused", 1, 1, 1))
+    with pytest.raises(ValueError, match="expected two results of one kind, got bench and bench --layers"):
+        compare(bench("fused", 1, 1, 1), layers(1.0, 1.0))
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
