@@ -77,7 +77,7 @@ def train(
 def _run(settings: TrainSettings) -> TrainResult:
     from ..train import train as run
 
-    with shown(BAD_INPUT, ImportError), progress_bar() as progress:
+    with shown(BAD_INPUT, ValueError, ImportError), progress_bar() as progress:
 
         def on_step(result: TrainResult, steps: int) -> None:
             tested = f", accuracy {result.epochs[-1].test_accuracy:.2%}" if result.epochs else ""

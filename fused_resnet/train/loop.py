@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import fused_resnet
 
+from ..bench.environment import command_line
 from ..models.registry import create_model
 from .data import SOURCES, Data, shifted
 from .settings import WARM_UP_EPOCHS, TrainSettings, learning_rate_factor
@@ -53,13 +54,14 @@ def train(settings: TrainSettings, on_step: Callable[[TrainResult, int], None] |
 
     The seed fixes initial weights, order of the images and shifts, the same for a fused model and its stock twin.
     ``on_step`` is told the result so far and the number of all steps. Ctrl-C ends the run: the result so far is
-    returned, marked ``interrupted``. Raises ImportError where the data's package is missing.
+    returned, marked ``interrupted``. Raises ImportError where the data's package is missing, and ValueError where the
+    model has nothing to fuse: it would be stock beside stock.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     data = SOURCES[settings.data]()
     model = _seeded_model(settings, data.classes)
-    result = TrainResult(settings, environment=fused_resnet.info())
+    result = TrainResult(settings, environment=fused_resnet.info() | {"command": command_line()})
     start = time.perf_counter()
     try:
         _run(model, data, settings, result, on_step)
@@ -123,5 +125,7 @@ def _seeded_model(settings: TrainSettings, classes: int) -> nn.Module:
     if settings.stock:
         fused_resnet.unfuse(model)
     else:
-        fused_resnet.fuse(model)
+        report = fused_resnet.fuse(model)
+        if not (report.fused or report.partial):
+            raise ValueError(f"expected a model with something to fuse, got {settings.model}; stock trains it as it is")
     return model.to(memory_format=torch.channels_last)

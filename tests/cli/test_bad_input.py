@@ -60,6 +60,7 @@ def error_of(capsys, *arguments):
         ("compare a.json missing.json", "cannot read a.json: No such file or directory"),
         ("train --data cifar", "unknown data 'cifar'; known: digits"),
         ("train --model resnet21", "unknown model 'resnet21'; nearest: resnet"),
+        ("train --model squeezenet1_0", "expected a model with something to fuse, got squeezenet1_0"),
         ("train --epochs 0", "epochs: expected at least 1, got 0"),
         ("train --lr nan", "lr: expected a positive number, got nan"),
         ("tarin", "No such command 'tarin'"),
