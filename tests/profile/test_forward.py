@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.resnet import BasicBlock
@@ -103,7 +104,7 @@ def test_parts_of_several_calls(forward: Forward) -> None:
         for phase, stem, head in (("forward", 20 + loading, 40), ("backward", 30, 50)):
             parts = [block[variant][f"{phase}_ms"] for block in result.blocks]
             assert sum(parts) == pytest.approx(step[phase], rel=0.03) and min(parts) > 0
-            assert stem <= parts[0] < stem + 15 and head <= parts[2] < head + 15, (phase, parts)
+            assert stem <= parts[0] < stem + 25 and head <= parts[2] < head + 25, (phase, parts)
         assert sum(step[phase] for phase in ("forward", "backward", "optimizer")) == pytest.approx(step["step"])
     rows = [r for r in result.timeline if r["variant"] == "stock" and r["kind"] == "convolution"]
     calls = {"forward": ["(stem)", "block", "(head)"], "backward": ["(head)", "block", "(stem)"]}
@@ -137,6 +138,23 @@ def test_accumulated_gradients() -> None:
         for variant in ("stock", "fused"):
             assert block[variant]["flop"] == of_whole[variant]["flop"]
             assert block[variant]["kept_bytes"] < 0.6 * of_whole[variant]["kept_bytes"] + 1000
+
+
+def test_a_checkpointed_block() -> None:
+    """It keeps nothing, and what backward computes again is backward's."""
+
+    def forward(model: nn.Module) -> Tensor:
+        stem, block, *head = model
+        y = checkpoint(block, stem(IMAGES), use_reentrant=False)
+        return cross_entropy(nn.Sequential(*head)(y), LABELS)
+
+    result = run(Net(), forward=forward, steps=1)
+    assert "input" not in result.settings  # the model itself is not called
+    for variant in ("stock", "fused"):
+        assert result.blocks[1][variant]["kept_bytes"] == 0
+        for phase in ("forward", "backward"):
+            parts = [block[variant][f"{phase}_ms"] for block in result.blocks]
+            assert sum(parts) == pytest.approx(result.steps[variant][phase], rel=0.03) and min(parts) > 0
 
 
 class Masked(nn.Module):
