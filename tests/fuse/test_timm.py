@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from support.oracle import relative_error
-from support.timm_models import check, small_model
+from support.timm_models import FAMILIES, architectures, check, check_model, small_model
 from torch import nn
 
 import fused_resnet
@@ -39,8 +39,17 @@ MODELS = {
     "skresnet18": 5,
     "tresnet_m": 3,
     "darknet53": 3,
+    "cspresnet50": 5,  # two paths, of which one is a split of the channels
+    "cs3darknet_s": 5,
     "hrnet_w18_small": 5,
     "dla34": 5,
+    "lambda_resnet26t": 5,  # lambda layers for convolutions
+    "ese_vovnet19b_slim": 5,  # all outputs of a block concatenated
+    "ese_vovnet19b_slim_dw": 5,  # its convolutions depthwise
+    "selecsls60": 5,  # blocks that take and return lists
+    "hgnetv2_b0": 5,  # an affine of one number behind each activation
+    "mobileone_s0": 5,  # branches, one of them a batch norm
+    "nf_regnet_b0": 0,  # no norm: left
 }
 
 
@@ -49,6 +58,10 @@ def test_outputs_gradients_and_buffers_are_those_of_stock(name: str) -> None:
     outcome = check(name)
     assert outcome.fused + outcome.partial >= MODELS[name]
     assert (MODELS[name] > 0) == (outcome.batch_norms > 0)
+
+
+def test_no_family_is_without_a_model() -> None:
+    assert [family for family in FAMILIES if MODELS.keys().isdisjoint(architectures(family))] == []
 
 
 def test_fusing_is_quick_and_names_every_block() -> None:
@@ -77,6 +90,18 @@ def test_drop_path_is_a_layer_in_training_and_nothing_in_evaluation() -> None:
     fused_resnet.unfuse(stock)
     assert relative_error(model.eval()(x), stock(x)) < 1e-5
     assert fused_resnet.fuse(model).partial == []
+
+
+def test_drop_block_draws_as_in_stock() -> None:
+    """It stands between batch norm and activation, which is a layer then: the block is fused around both."""
+    stock = small_model("resnet18", drop_block_rate=0.3).double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = copy.deepcopy(stock)
+    assert fused_resnet.fuse(model).fused[-1].reason == "conv1 bn1, conv2 bn2 add act2"
+    outputs = [(torch.manual_seed(seed), model.train()(x))[1] for seed in (0, 0, 1)]
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    check_model("resnet18", stock, x)
+    assert fused_resnet.fuse(model.eval()).fused[-1].reason == "conv1 bn1 act1, conv2 bn2 add act2"
 
 
 @pytest.mark.parametrize(("name", "training"), [("resnet26d", True), ("resnetv2_50", False)])

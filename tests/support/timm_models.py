@@ -6,7 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import timm
@@ -56,11 +56,14 @@ def _uninitialised() -> Iterator[None]:
         yield
 
 
-def small_model(name: str, shorten: bool = True) -> nn.Module:
-    """A model with each run of equal blocks cut to one, or two where the first of a stage is another."""
+def small_model(name: str, shorten: bool = True, **kwargs: Any) -> nn.Module:
+    """A model with each run of equal blocks cut to one, or two where the first of a stage is another.
+
+    ``kwargs`` go to its constructor.
+    """
     with _uninitialised(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = timm.create_model(name, num_classes=5, **NARROWED.get(name, {}))
+        model = timm.create_model(name, num_classes=5, **NARROWED.get(name, {}), **kwargs)
     for stage in list(model.modules()):
         if shorten and isinstance(stage, nn.Sequential | timm.models.regnet.RegStage):
             _shorten(stage)
