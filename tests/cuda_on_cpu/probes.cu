@@ -127,6 +127,11 @@ __global__ void handover(int* out) {
   }
 }
 
+// A race between blocks, of one thread with the same of another block.
+__global__ void every_block_writes(int* out) {
+  if (threadIdx.x < 32) out[threadIdx.x] = 1;
+}
+
 // c[16, 8] = a[16, 16] b[8, 16]^T, both through ldmatrix.
 template <class T, void (*kMultiply)(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2])>
 __global__ void multiply_16_bit(const T* a, const T* b, float* c) {
@@ -171,7 +176,7 @@ __global__ void columns_offsets(Walk walk, int64_t row, int64_t* out) {
 struct Probe {
   const char* name;
   void (*kernel)(int*);
-  unsigned blocks = 1;
+  unsigned blocks = 1, threads = 32;
   size_t dynamic_shared_bytes = 0;
 };
 
@@ -184,28 +189,29 @@ const Probe kProbes[] = {
     {"mask_without_its_own_lane", mask_without_its_own_lane},
     {"misaligned_load", misaligned_load},
     {"static_shared_over_the_limit", static_shared_over_the_limit},
-    {"dynamic_shared_over_the_limit", dynamic_shared_over_the_limit, 1, (99 << 10) + 1},
+    {"dynamic_shared_over_the_limit", dynamic_shared_over_the_limit, 1, 32, (99 << 10) + 1},
     {"copy_that_nobody_waits_for", copy_that_nobody_waits_for},
     {"copy_from_a_misaligned_address", copy_from_a_misaligned_address},
     {"unwritten_shared", unwritten_shared},
     {"unwritten_shared_compared", unwritten_shared_compared},
     {"read_before_and_after_the_wait", read_before_and_after_the_wait},
     {"shuffles_and_votes", shuffles_and_votes},
-    {"handover", handover, 2},
+    {"handover", handover, 2, 1},
+    {"every_block_writes", every_block_writes, 2, 1024},
 };
 
 void raise_on(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(error_text(error));
 }
 
-// Runs a probe on one warp, with out[i] = i before, and returns out [64].
+// Runs a probe with out[i] = i before, or 0 for a handover, and returns out [64].
 std::vector<int> run(const std::string& name) {
   alignas(16) int out[64];
   for (int i = 0; i < 64; ++i) out[i] = name == "handover" ? 0 : i;
   for (const Probe& probe : kProbes) {
     if (name != probe.name) continue;
-    raise_on(launch(probe.kernel, dim3(probe.blocks), dim3(name == "handover" ? 1 : 32), probe.dynamic_shared_bytes,
-                    nullptr, static_cast<int*>(out)));
+    raise_on(launch(probe.kernel, dim3(probe.blocks), dim3(probe.threads), probe.dynamic_shared_bytes, nullptr,
+                    static_cast<int*>(out)));
     return {out, out + 64};
   }
   throw std::invalid_argument("no probe of this name: " + name);

@@ -1,27 +1,30 @@
 """Tests again on a build with a sanitizer, each mode in a process of its own.
 
 ``PYTHONPATH=tests python -m cuda_on_cpu.sanitized MODE ...`` runs all that reaches a kernel: the whole op suite and the
-fused convolution's tests. CI runs selections of it, in test_sanitized.py and tests/cuda/test_fused_conv_sanitized.py.
+fused convolution's tests. CI does so too, in test_sanitized.py and tests/cuda/test_fused_conv_sanitized.py.
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable
 
 from cuda_on_cpu import build, cuda_emulated
 
-__all__ = ["KERNELS", "OP_SUITE", "assert_nothing_is_reported"]
+__all__ = ["FUSED_CONV", "KERNELS", "OP_SUITE", "assert_nothing_is_reported"]
 
 _OPS = build.ROOT / "tests" / "ops"
 OP_SUITE = [str(_OPS / f"test_{op}.py") for op in ("bn_add_act", "bn_act_max_pool", "bn_act_conv", "conv_bn_add_act")]
+FUSED_CONV = [str(build.ROOT / "tests" / "cuda" / "test_fused_conv.py")]
 # Gradcheck and the like are PyTorch's code, slow, and reach no kernel that others do not.
 KERNELS = "(cuda_emulated or test_fused_conv) and not gradcheck and not opcheck and not compile"
 
 
 def command(selection: str, files: Iterable[str]) -> list[str]:
-    options = ("-q", "-s", "-p", "no:cacheprovider", "-o", "timeout=0")
+    settings = ("timeout=0", "console_output_style=progress-even-when-capture-no")
+    options = ("-q", "-s", "-p", "no:cacheprovider", *(word for setting in settings for word in ("-o", setting)))
     return [sys.executable, "-m", "pytest", *options, "-k", selection, *files]
 
 
@@ -41,9 +44,28 @@ def assert_nothing_is_reported(mode: str, selection: str, files: Iterable[str]) 
     assert " passed" in done.stdout and " skipped" not in done.stdout
 
 
-if __name__ == "__main__":
-    suite = [*OP_SUITE, str(build.ROOT / "tests" / "cuda" / "test_fused_conv.py")]
-    for mode in sys.argv[1:]:
+def processor_minutes() -> float:
+    """Of the processes that have ended, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (usage.ru_utime + usage.ru_stime) / 60
+
+
+def main(modes: Iterable[str]) -> int:
+    """Shows the tests of each mode as they go, and what they cost; 1 if one fails or something is reported."""
+    failed = False
+    for mode in modes:
         build.build(mode, cuda_emulated.FOLDER / mode)
         print(f"{mode}: {KERNELS}", flush=True)
-        subprocess.run(command(KERNELS, suite), cwd=build.ROOT, env=build.environment(mode), check=True)
+        before = processor_minutes()
+        code = subprocess.run(
+            command(KERNELS, [*OP_SUITE, *FUSED_CONV]), cwd=build.ROOT, env=build.environment(mode), check=False
+        ).returncode
+        outcome = {0: "nothing is reported", build.SANITIZER_EXIT_CODE: "the sanitizer has reported"}
+        minutes = processor_minutes() - before
+        print(f"{mode}: {outcome.get(code, 'tests have failed')}, {minutes:.1f} processor minutes", flush=True)
+        failed |= code != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

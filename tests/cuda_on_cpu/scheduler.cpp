@@ -30,15 +30,15 @@ class LaunchFailed : public std::exception {};
 
 std::mutex one_grid;
 std::string failure;
-// The threads of a block. TSan must not take those of two blocks of a grid for the same: these get sets of their own,
-// which the next grid uses again, for a thread is dear to TSan (0.4 ms); the last set is renewed for each further
-// block.
+// The threads of all blocks. To TSan a thread is dear (0.5 ms, 0.8 MB), so blocks take turns in a number of them.
+// Between two blocks that had the same, one after the other, TSan finds no race, nor between the later one and what the
+// earlier one met in an atomic. CUDA_ON_CPU_RENEW gives each block of a grid threads of its own.
 #ifdef CUDA_ON_CPU_TSAN
-constexpr size_t kSets = 5;  // 200 MB each
+constexpr size_t kTsanThreads = 1280;
 #else
-constexpr size_t kSets = 1;
+constexpr size_t kTsanThreads = 0;
 #endif
-std::vector<std::unique_ptr<Thread>> sets[kSets];
+std::vector<std::unique_ptr<Thread>> pool;
 void (*kernel_body)(void*);
 void* kernel_arguments;
 
@@ -197,20 +197,21 @@ void run_blocks(size_t shared_bytes, uint64_t seed) {
   std::vector<Thread*> threads(count);
   // 0xff is NaN in every type; 0x7f the largest finite number in some: a result that depends on it depends on the seed.
   const unsigned char poison = seed % 2 ? 0x7f : 0xff;
-  size_t started = 0;
+  const size_t capacity = std::max(count, kTsanThreads);
+  size_t next = 0;
+  bool renew = false;
   for (const size_t block : blocks) {
     first_place = block * kPlaces;
     std::fill(std::begin(generations), std::end(generations), 0);
     block_index = {unsigned(block % grid_size.x), unsigned(block / grid_size.x % grid_size.y),
                    unsigned(block / grid_size.x / grid_size.y)};
     begin_shared(shared_bytes, kSharedLimitBytes, poison);
-    auto& set = sets[std::min(started, kSets - 1)];
-    while (set.size() < count) set.push_back(std::make_unique<Thread>());
+    if (next + count > capacity) next = 0, renew = std::getenv("CUDA_ON_CPU_RENEW");
+    while (pool.size() < next + count) pool.push_back(std::make_unique<Thread>());
     for (size_t i = 0; i < count; ++i) {
-      threads[i] = set[i].get();
-      prepare(threads[i], unsigned(i), started >= kSets);
+      threads[i] = pool[next++].get();
+      prepare(threads[i], unsigned(i), renew);
     }
-    ++started;
     run_block(random, threads);
     end_shared();
   }
@@ -272,9 +273,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*
     run_blocks(dynamic_shared_bytes, seed ? std::strtoull(seed, nullptr, 10) : 0);
   } catch (const LaunchFailed&) {
     error = cudaErrorLaunchFailure;
-    for (auto& set : sets) {
-      for (auto& thread : set) thread->fiber.release();
-    }
+    for (auto& thread : pool) thread->fiber.release();
     end_shared();
   }
   happens_after(&grid_end);

@@ -114,11 +114,10 @@ def test_offsets_beyond_2_to_the_31(module: ModuleType, layout: str, lanes: int,
     assert module.offsets(layout == "channels_last", lanes, view, row) == want
 
 
-@pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
-def test_thread_sanitizer_knows_what_a_fence_orders(fence: bool) -> None:
-    path = probes("tsan", *(() if fence else ("WITHOUT_FENCE",)))
+def run_under_thread_sanitizer(path: Path, probe: str, races: bool) -> list[int]:
+    """The first four results of a probe on this module, in a process that must report a race, or none."""
     code = f"""from pathlib import Path; from cuda_on_cpu import build
-print(build.load(Path({str(path)!r})).run('handover')[:4])"""
+print(*build.load(Path({str(path)!r})).run({probe!r})[:4])"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=build.environment("tsan"),
@@ -127,6 +126,23 @@ print(build.load(Path({str(path)!r})).run('handover')[:4])"""
         text=True,
         check=False,
     )
-    assert ("data race" in done.stderr) == (not fence), done.stderr[-2000:]
-    assert done.returncode == (0 if fence else build.SANITIZER_EXIT_CODE)
-    assert done.stdout.strip() == "[2, 3, 1, 2]"
+    assert ("data race" in done.stderr) == races, done.stderr[-2000:]
+    assert done.returncode == (build.SANITIZER_EXIT_CODE if races else 0)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
+def test_thread_sanitizer_knows_what_a_fence_orders(fence: bool) -> None:
+    path = probes("tsan", *(() if fence else ("WITHOUT_FENCE",)))
+    assert run_under_thread_sanitizer(path, "handover", races=not fence) == [2, 3, 1, 2]
+
+
+@pytest.mark.parametrize("renew", [True, False])
+def test_blocks_that_have_the_same_threads_race_if_these_are_renewed(
+    renew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1024 of a block, more than half of all: the second of two blocks has threads of the first."""
+    monkeypatch.delenv("CUDA_ON_CPU_RENEW", raising=False)
+    if renew:
+        monkeypatch.setenv("CUDA_ON_CPU_RENEW", "1")
+    assert run_under_thread_sanitizer(probes("tsan"), "every_block_writes", races=renew) == [1] * 4
