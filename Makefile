@@ -49,7 +49,7 @@ sanitize: $(VENV)/.built
 	  ASAN_OPTIONS=detect_leaks=0 FUSED_RESNET_KEEP_MEMORY=0 $(BIN)/pytest $(SANITIZED_TESTS)
 
 # The CUDA kernels, executed on the CPU, under the same two and ThreadSanitizer: the whole op suite and the fused
-# convolution's tests. `make test` does so for a selection. docs/verification.md says how long it takes.
+# convolution's tests, five processor minutes, shown as they go. `make test` does so too.
 sanitize-cuda: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m cuda_on_cpu.sanitized asan tsan
 
