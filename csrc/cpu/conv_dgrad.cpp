@@ -20,9 +20,8 @@ Filter<S> turned(Filter<S> f) {
   return f;
 }
 
-// `sink` is a Sink and a PieceSink.
-template <class S, class AnySink>
-void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, AnySink& sink) {
+template <class T, class S = Accumulate<T>>
+void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, TensorSink<T>& sink) {
   const int threads = threads_for_conv(a);
   const Filter<S> filter = Filter<S>::dgrad(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::dgrad(a.shape);
@@ -49,7 +48,7 @@ void launch_conv_dgrad(const ConvDgradArgs& given) {
     visit_activation(a.activation.kind, [&](auto activation) {
       DgradSink<T, decltype(activation)::value> sink(a, threads_for_conv(a.conv));
       with_gradient<T>(a.gradient, shape.batch * shape.out_height * shape.out_width, shape.out_channels,
-                       [&](const auto& g) { dgrad<Accumulate<T>>(a.conv, a.weight, g, sink); });
+                       [&](const auto& g) { dgrad<T>(a.conv, a.weight, g, sink); });
       sink.gradients(a.bn, a.g_bn);
     });
   });

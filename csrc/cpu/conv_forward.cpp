@@ -11,10 +11,10 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// `sink` is a Sink and a PieceSink; `packed` is null where the filter is still to be packed.
-template <class S, class AnySink>
+// `packed` is null where the filter is still to be packed.
+template <class T, class S = Accumulate<T>>
 void convolve(const ConvArgs& a, int threads, const void* weight, const void* packed, const Source<S>& source,
-              AnySink& sink) {
+              TensorSink<T>& sink) {
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(weight), a.shape, a.strides);
   const GatherPlan plan = GatherPlan::forward(a.shape);
   const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
@@ -25,19 +25,19 @@ void convolve(const ConvArgs& a, int threads, const void* weight, const void* pa
     gather_conv<S>(plan, filter, ready, source, sink, threads);
 }
 
-template <class S, class AnySink>
-void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, AnySink& sink) {
+template <class T, class S = Accumulate<T>>
+void convolve(const ConvArgs& a, const void* weight, const void* packed, const Source<S>& source, TensorSink<T>& sink) {
   const int threads = threads_for_conv(a);
-  if (!is_space_to_depth(a)) return convolve<S>(a, threads, weight, packed, source, sink);
+  if (!is_space_to_depth(a)) return convolve<T>(a, threads, weight, packed, source, sink);
   const SpaceToDepthFilter<S> filter(a);
   if (!packed) filter.read(static_cast<const S*>(weight));
-  convolve<S>(space_to_depth(a), threads, filter.data(), packed, SpaceToDepthSource<S>(a.shape, source), sink);
+  convolve<T>(space_to_depth(a), threads, filter.data(), packed, SpaceToDepthSource<S>(a.shape, source), sink);
 }
 
-template <class S, class InferenceSink>
-void infer(const ConvBnAddActArgs& a, const Source<S>& source, InferenceSink& sink) {
+template <class T, class S = Accumulate<T>>
+void infer(const ConvBnAddActArgs& a, const Source<S>& source, TensorSink<T>& sink) {
   if (!is_pointwise_conv(a.conv.shape) || float_parts(a.conv))
-    return convolve<S>(a.conv, a.weight, a.packed, source, sink);
+    return convolve<T>(a.conv, a.weight, a.packed, source, sink);
   const Filter<S> filter = Filter<S>::forward(static_cast<const S*>(a.weight), a.conv.shape, a.conv.strides);
   const S* packed =
       a.packed ? static_cast<const S*>(a.packed) : packed_filter(a.conv, GatherPlan::forward(a.conv.shape), filter);
@@ -56,7 +56,7 @@ void launch_conv_forward(const ConvForwardArgs& a) {
     using T = typename decltype(type)::type;
     ForwardSink<T> sink(a, threads_for_conv(a.conv));
     with_activated<T>(a.x, a.conv.shape.channels, a.bn, a.activation,
-                      [&](const auto& source) { convolve<Accumulate<T>>(a.conv, a.weight, nullptr, source, sink); });
+                      [&](const auto& source) { convolve<T>(a.conv, a.weight, nullptr, source, sink); });
     sink.statistics(a.mean, a.var);
   });
 }
@@ -67,7 +67,7 @@ void launch_conv_bn_add_act(const ConvBnAddActArgs& a) {
     visit_activation(a.activation.kind, [&](auto activation) {
       InferenceSink<T, decltype(activation)::value> sink(a);
       with_activated<T>(a.x, a.conv.shape.channels, {}, {Activation::identity, 0},
-                        [&](const auto& source) { infer<Accumulate<T>>(a, source, sink); });
+                        [&](const auto& source) { infer<T>(a, source, sink); });
     });
   });
 }

@@ -34,7 +34,7 @@ struct Columns {
 // A sink that ends in a tensor of type T. The engine writes there at once, unless the tensor's type is another or it is
 // streamed past the caches: then it writes to rows of the thread, and finish() passes them on.
 template <class T>
-class TensorSink : public Sink<Accumulate<T>> {
+class TensorSink : public Sink<Accumulate<T>>, public PieceSink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
@@ -123,7 +123,7 @@ inline int64_t output_pixels(const ConvShape& s) {
 
 // Stores y, with the convolution's own bias, and takes its statistics where they are asked for.
 template <class T>
-class ForwardSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
+class ForwardSink final : public TensorSink<T> {
  public:
   using S = Accumulate<T>;
 
@@ -197,7 +197,7 @@ class ForwardSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> 
 
 // From dgrad's g_u to g_x: act' and the batch norm's scale, and the two channel sums.
 template <class T, Activation A>
-class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
+class DgradSink final : public TensorSink<T> {
  public:
   using S = Accumulate<T>;
 
@@ -280,7 +280,7 @@ class DgradSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
 
 // Norm, residual and activation, for inference.
 template <class T, Activation A>
-class InferenceSink final : public TensorSink<T>, public PieceSink<Accumulate<T>> {
+class InferenceSink final : public TensorSink<T> {
  public:
   using S = Accumulate<T>;
 

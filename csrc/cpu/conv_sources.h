@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <functional>
 
 #include "batch_norm.h"
 #include "conv.h"
@@ -97,10 +98,14 @@ class PlainSource final : public Source<S> {
   const S* x_;
 };
 
-// Calls f(source) with the source of act(norm(x)), pixels of `channels` each.
-template <class T, class F>
+// What is done with a source. Not a template's argument, which would make every source again for every use.
+template <class S>
+using SourceUse = std::function<void(const Source<S>&)>;
+
+// Calls f with the source of act(norm(x)), pixels of `channels` each.
+template <class T>
 void with_activated(const void* x, int64_t channels, const BatchNormArgs& bn, const ActivationArgs& activation,
-                    const F& f) {
+                    const SourceUse<Accumulate<T>>& f) {
   using S = Accumulate<T>;
   const auto* from = static_cast<const T*>(x);
   if constexpr (std::is_same_v<T, S>)
@@ -117,9 +122,9 @@ void with_activated(const void* x, int64_t channels, const BatchNormArgs& bn, co
   });
 }
 
-// Calls f(source) with the source of the gradient of `pixels` of `channels` each.
-template <class T, class F>
-void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, const F& f) {
+// Calls f with the source of the gradient of `pixels` of `channels` each.
+template <class T>
+void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, const SourceUse<Accumulate<T>>& f) {
   using S = Accumulate<T>;
   const auto *g_y = static_cast<const T*>(g.g_y), *y = static_cast<const T*>(g.y);
   if (!g.g_mean) {
