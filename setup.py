@@ -102,7 +102,7 @@ class NinjaBuild(build_ext):
         from ninja import BIN_DIR
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / ext.name
+        build = Path(self.build_temp + ("-sanitize" if SANITIZERS else "")).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_ninja_file = {"fused_resnet._cpu": write_cpu_ninja_file, "fused_resnet._cuda": write_cuda_ninja_file}

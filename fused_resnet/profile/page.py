@@ -102,6 +102,7 @@ def _timeline(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, An
                 "marker": {"color": [COLORS[v] for v in VARIANTS]},
                 "opacity": opacity[phase],  # of the trace, so that the legend shows it
                 "texttemplate": "%{x:.1f}",
+                "insidetextfont": {"color": "--text"},
                 "hovertemplate": f"%{{y}}, {phase}: %{{x:.2f}} ms<extra></extra>",
             }
         )

@@ -25,7 +25,7 @@ function themed(layout) {
 function drawn(trace) {
   const themedColor = (c) =>
     Array.isArray(c) ? c.map(themedColor) : typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c;
-  const parts = ["marker", "line", "error_x", "error_y"].filter((part) => trace[part]);
+  const parts = ["marker", "line", "error_x", "error_y", "insidetextfont"].filter((part) => trace[part]);
   const themedPart = (part) => [part, { ...trace[part], color: themedColor(trace[part].color) }];
   return { ...trace, ...Object.fromEntries(parts.map(themedPart)) };
 }
