@@ -99,7 +99,8 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             stack.enter_context(threads(2))
         if name == "triton":
             monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", kind)
-            monkeypatch.setattr("fused_resnet.backends.triton.configs.PRODUCT", TILES)
+            for tiles in ("PRODUCT", "UNALIGNED"):
+                monkeypatch.setattr(f"fused_resnet.backends.triton.configs.{tiles}", TILES)
             poison_empty(monkeypatch)  # what no kernel writes is no number
         if name == "cuda_emulated":
             cuda_emulated.ensure()

@@ -27,7 +27,7 @@ from fused_resnet.backends.triton import configs, conv_choice, launch, tuning
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILES = [(dtype, tile) for dtype in TYPES for tile in configs.PRODUCT[dtype.itemsize]]
+TILES = [(d, tile) for d in TYPES for tile in (*configs.PRODUCT[d.itemsize], *configs.UNALIGNED[d.itemsize])]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,8 @@ def ours(monkeypatch: pytest.MonkeyPatch, tune_file: Path) -> None:
 @pytest.mark.parametrize(("dtype", "tile"), TILES, ids=lambda v: str(v).removeprefix("torch."))
 @pytest.mark.parametrize("case", ["bn_act_conv, 1x1", "bn_act_conv_backward, strided", "conv_bn_add_act"])
 def test_every_product_tile(case: str, dtype: torch.dtype, tile: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "PRODUCT", {dtype.itemsize: (tile,)})
+    for tiles in ("PRODUCT", "UNALIGNED"):
+        monkeypatch.setattr(configs, tiles, {dtype.itemsize: (tile,)})
     with tiles_of_launches(monkeypatch) as tiles:
         checks.check(backend, case, dtype)
     assert dict(zip(("BM", "BN", "BK"), tile, strict=False)) in tiles
@@ -112,7 +113,8 @@ def test_products_in_tf32(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_step_of_a_block(block: str, conv: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, every gradient and the running statistics, as stock."""
     monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", conv)
-    monkeypatch.setattr(configs, "PRODUCT", {4: ((256, 128, 64, 4, 1),)})
+    for tiles in ("PRODUCT", "UNALIGNED"):
+        monkeypatch.setattr(configs, tiles, {4: ((256, 128, 64, 4, 1),)})
     model = getattr(nn, block)(16, 16 if block == "BasicBlock" else 4)
     with use_backend("triton"):
         before = sum(fused_resnet.backends.fallbacks().values())
@@ -177,15 +179,29 @@ def test_tuned_choices_are_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> Non
     args = (x, None, Activation("relu"), weight.to(torch.bfloat16), None, conv, True)
     found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
     assert {t.slot: t.chosen for t in found} == {"bn_act_conv": "64x64x32", "bn_act_conv.kernel": "library"}
-    assert tuning.product("bn_act_conv", x, args[3], conv).tile == {"BM": 64, "BN": 64, "BK": 32}
+    assert tuning.product("bn_act_conv", x, args[2], args[3], conv).tile == {"BM": 64, "BN": 64, "BK": 32}
     assert not conv_choice.implicit_product("bn_act_conv", x, args[3], conv)
     assert conv_choice.implicit_product("bn_act_conv", x[:1], args[3], conv)  # another shape
 
 
-def test_channels_that_are_not_aligned_have_one_tile() -> None:
+def test_channels_that_are_not_aligned_have_a_tile_of_their_own() -> None:
     args = checks.CASES["bn_act_conv, 1x1"][1](torch.bfloat16)
     found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
-    assert [list(t.ms) for t in found] == [["128x64x32"]]
+    assert [list(t.ms) for t in found] == [["32x32x32"]]
+
+
+def test_gelu_on_tensor_cores_may_take_all_registers() -> None:
+    conv = Conv((1, 1), (0, 0), (1, 1), 1)
+
+    def options(name: str, dtype: torch.dtype, channels: int, hip: bool = False) -> dict[str, int]:
+        x, weight = image(1, channels, 2, 2).to(dtype), torch.empty(channels, channels, 1, 1, dtype=dtype)
+        return launch.options(tuning.product("bn_act_conv", x, Activation(name), weight, conv), hip)
+
+    assert options("gelu", torch.bfloat16, 16) == {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
+    assert "maxnreg" not in options("gelu", torch.bfloat16, 16, hip=True)  # an option of NVIDIA's alone
+    assert "maxnreg" not in options("relu", torch.bfloat16, 16)
+    assert "maxnreg" not in options("gelu", torch.bfloat16, 17)
+    assert "maxnreg" not in options("gelu", torch.float32, 16)
 
 
 @pytest.mark.parametrize("case", checks.CASES)

@@ -1,4 +1,4 @@
-"""What each kernel may take: shared memory within the device, registers as written down, no spill but those listed."""
+"""What each kernel may take: shared memory within the device, registers as written down, no spill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["BUDGET", "SHARED_BYTES", "breaches", "widest"]
 
-# "registers": kernel -> vendor, type and case -> registers of a thread, at most; "spills": name of a row -> bytes.
+# Kernel -> vendor, type and case -> registers of a thread, at most.
 BUDGET = Path(__file__).parent / "budget.json"
 
 # Of a block, at most: CUDA C++ programming guide, "Technical Specifications per Compute Capability"; LDS of CDNA 3.
@@ -36,29 +36,26 @@ def _name(row: dict[str, Any]) -> str:
     return " ".join(str(row[part]) for part in ("target", "kernel", "type", "case", "tile"))
 
 
-def widest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def widest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """The budget that these rows just keep."""
     registers: dict[str, dict[str, int]] = {}
-    spills: dict[str, int] = {}
     for row in sorted(rows, key=_key):
         kernel, kind = _key(row)
         kinds = registers.setdefault(kernel, {})
         kinds[kind] = max(kinds.get(kind, 0), row["registers"])
-        if row["spill_bytes"]:
-            spills[_name(row)] = max(spills.get(_name(row), 0), row["spill_bytes"])
-    return {"registers": registers, "spills": spills}
+    return registers
 
 
 def breaches(row: dict[str, Any]) -> Iterator[str]:
     """What of a row is beyond the budget, one line each."""
     kernel, kind = _key(row)
     name, budget = _name(row), json.loads(BUDGET.read_text())
-    allowed = budget["registers"].get(kernel, {}).get(kind)
+    allowed = budget.get(kernel, {}).get(kind)
     if allowed is None:
         yield f"{name}: no budget for {kind}"
     elif row["registers"] > allowed:
         yield f"{name}: {row['registers']} registers, the budget is {allowed}"
-    if row["spill_bytes"] > budget["spills"].get(name, 0):
+    if row["spill_bytes"]:
         yield f"{name}: {row['spill_bytes']} bytes of registers spilled"
     if row["shared_bytes"] > SHARED_BYTES[row["target"]]:
         yield f"{name}: {row['shared_bytes']} bytes of shared memory, a block has {SHARED_BYTES[row['target']]}"

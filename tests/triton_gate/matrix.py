@@ -18,7 +18,7 @@ from fused_resnet.backends.triton import configs, launch
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 from fused_resnet.backends.triton.output_gradient import output_gradient
 
-from .driver import use_target
+from .driver import TARGETS, use_target
 from .resources import resources
 
 __all__ = ["TYPES", "compile_all"]
@@ -94,6 +94,7 @@ def _setting(precision: str, pointwise: Any, product: Any) -> Iterator[None]:
     with (
         mock.patch.object(configs, "POINTWISE", (pointwise,)),
         mock.patch.object(configs, "PRODUCT", {2: (product,), 4: (product,)}),
+        mock.patch.object(configs, "UNALIGNED", {2: (product,), 4: (product,)}),
         mock.patch.object(launch, "forced_precision", precision),
         mock.patch.dict("os.environ", FUSED_RESNET_TRITON_CONV="implicit_product"),
     ):
@@ -104,7 +105,7 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
     """A name, the name of a type, a pointwise tile, a product tile, and what to run.
 
     Each tile of a product compiles in each type. What a type adds to pointwise kernels, and an activation or a geometry
-    to products, with the first tile alone; and so do channels that are not aligned, which take no other.
+    to products, with the first tile alone.
     """
     for name, (dtype, _) in TYPES.items():
         first, products = configs.POINTWISE[0], configs.PRODUCT[dtype.itemsize]
@@ -115,7 +116,8 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
                     yield "gelu", name, pointwise, products[0], partial(_pointwise, act=_GELU)
         for product in products:
             yield "relu", name, first, product, partial(_products, kernel=1, stride=1)
-        yield "unaligned", name, first, products[0], _unaligned_products
+        for product in configs.UNALIGNED[dtype.itemsize]:
+            yield "unaligned", name, first, product, _unaligned_products
         if name == "float16":  # compiles as bfloat16 does
             continue
         yield "relu", name, first, products[0], partial(_products, kernel=3, stride=2)
@@ -130,7 +132,7 @@ def compile_all(target: str) -> list[dict[str, Any]]:
 
     def compile_instead(kernel: Any, programs: int, device: Any, config: Any, *args: Any, **constants: Any) -> None:
         start = time.perf_counter()
-        options = {"num_warps": config.warps, "num_stages": config.stages}
+        options = launch.options(config, hip=TARGETS[target].backend == "hip")
         compiled = kernel.warmup(*args, grid=(programs,), **constants, **config.tile, **options)
         if compiled.hash not in rows:
             rows[compiled.hash] = {

@@ -60,7 +60,7 @@ def bn_act_conv_forward(
     """y [N, K, OH, OW], its mean [K] and biased variance [K] (both empty without ``statistics``)."""
     y, size = empty_output(x, weight, conv), geometry(x, weight, conv)
     pixels, channels = x.shape[0] * size.OH * size.OW, weight.shape[0]
-    config = product("bn_act_conv", x, weight, conv)
+    config = product("bn_act_conv", x, activation, weight, conv)
     tiles = ceil_div(pixels, config.tile["BM"])
     parts = torch.empty(3, tiles, channels, dtype=torch.float32, device=x.device) if statistics else None
     launch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "Config", "pixel_tile"]
+__all__ = ["FOLD", "PARTS", "POINTWISE", "PRODUCT", "UNALIGNED", "Config", "pixel_tile"]
 
 
 class Config(NamedTuple):
@@ -19,6 +19,7 @@ class Config(NamedTuple):
     tile: dict[str, Any]
     warps: int
     stages: int = 1
+    registers: int | None = None  # of a thread, at most, on NVIDIA; None for what the compiler aims at
 
 
 # Elements of a pointwise tile and warps: 16 elements a thread (8 of a wavefront of 64) keep enough bytes in flight.
@@ -30,6 +31,12 @@ POINTWISE: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (1024, 2))
 PRODUCT: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     2: ((128, 64, 32, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 3)),
     4: ((64, 32, 32, 4, 3), (32, 64, 32, 4, 3)),
+}
+
+# The same where pixels or filters do not lie at multiples of 32 bytes: their masks and addresses take registers.
+UNALIGNED: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    2: ((32, 32, 32, 4, 3),),
+    4: ((32, 64, 32, 8, 3),),
 }
 
 # Programs at most, in a column of channels, that leave a row of partial results; each walks as many tiles as needed.

@@ -65,7 +65,7 @@ def conv_bn_add_act(
         return LIBRARY_CONV.inference(x, weight, bias, bn, residual, activation, conv)
     out, size = empty_output(x, weight, conv), geometry(x, weight, conv)
     pixels = x.shape[0] * size.OH * size.OW
-    config = product("conv_bn_add_act", x, weight, conv)
+    config = product("conv_bn_add_act", x, activation, weight, conv)
     launch(
         conv_bn_add_act_kernel,
         ceil_div(pixels, config.tile["BM"]) * size.groups * ceil_div(size.K, config.tile["BN"]),

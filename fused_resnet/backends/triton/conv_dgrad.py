@@ -74,6 +74,8 @@ def conv_dgrad_kernel(
     first_r, taps_r = taps_of_phase(phase_h, phases_h, size.padding_h, size.R)
     first_s, taps_s = taps_of_phase(phase_w, phases_w, size.padding_w, size.S)
     steps = tl.cdiv(size.K, BK)
+    outputs = size.K * size.groups
+    origin = ((image * size.OH + row) * size.OW + line) * outputs
     p = tl.zeros([BM, BN], tl.float32)
     for i in range(taps_r * taps_s * steps):
         tap = i // steps
@@ -82,10 +84,12 @@ def conv_dgrad_kernel(
         k += group * size.K
         r = first_r + tap // taps_s * phases_h.step
         s = first_s + tap % taps_s * phases_w.step
-        oh = row + (phase_h + size.padding_h - r * size.dilation_h) // size.stride_h
-        ow = line + (phase_w + size.padding_w - s * size.dilation_w) // size.stride_w
+        down = (phase_h + size.padding_h - r * size.dilation_h) // size.stride_h
+        right = (phase_w + size.padding_w - s * size.dilation_w) // size.stride_w
+        oh = row + down
+        ow = line + right
         inside = m_ok & (oh >= 0) & (oh < size.OH) & (ow >= 0) & (ow < size.OW)
-        offsets = (((image * size.OH + oh) * size.OW + ow) * (size.K * size.groups))[:, None] + k[None, :]
+        offsets = origin[:, None] + ((down.to(tl.int64) * size.OW + right) * outputs + k)[None, :]
         g = load_gradient(g_y_ptr, statistics, offsets, inside[:, None] & k_ok[None, :], k, k_ok)
         weight_row = weight_ptr + ((k.to(tl.int64) * size.R + r) * size.S + s) * size.C
         b = tl.load(weight_row[:, None] + c[None, :], mask=k_ok[:, None] & c_ok[None, :], other=0.0)
@@ -118,7 +122,7 @@ def conv_dgrad(
 ) -> tuple[Tensor, Tensor | None]:
     """g_x [N, C, H, W] and g_bn [4, C]."""
     size, g_x, bn = geometry(x, weight, conv), torch.empty_like(x), dense_norm(bn)
-    config = product("conv_dgrad", x, weight, conv)
+    config = product("conv_dgrad", x, activation, weight, conv)
     phases_h = Phases.of(size.H, size.stride_h, size.dilation_h)
     phases_w = Phases.of(size.W, size.stride_w, size.dilation_w)
     pixels = x.shape[0] * ceil_div(size.H, size.stride_h) * ceil_div(size.W, size.stride_w)  # of the largest phase

@@ -91,7 +91,7 @@ def conv_wgrad(
     """g_weight in the type and layout of ``weight``."""
     size = geometry(x, weight, conv)
     pixels = x.shape[0] * size.OH * size.OW
-    config = product("conv_wgrad", x, weight, conv)
+    config = product("conv_wgrad", x, activation, weight, conv)
     tiles = ceil_div(size.K, config.tile["BM"]) * ceil_div(size.C, config.tile["BN"]) * size.R * size.S * size.groups
     total = ceil_div(pixels, config.tile["BK"])
     steps = ceil_div(total, max(1, min(ceil_div(PROGRAMS, tiles), total // STEPS)))

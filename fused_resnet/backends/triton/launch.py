@@ -15,7 +15,7 @@ from ..arguments import BatchNorm
 from ..precision import tf32_is_allowed
 from .configs import Config
 
-__all__ = ["View", "ceil_div", "dense_norm", "float32_precision", "launch", "reference_if_empty"]
+__all__ = ["View", "ceil_div", "dense_norm", "float32_precision", "launch", "options", "reference_if_empty"]
 
 
 class View(NamedTuple):
@@ -64,10 +64,16 @@ def float32_precision(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and x.is_cuda and tf32_is_allowed() else "ieee"
 
 
+def options(config: Config, hip: bool = torch.version.hip is not None) -> dict[str, int]:
+    """What ``config`` asks of Triton's compiler beside the tile; ``hip`` for AMD's."""
+    registers = {"maxnreg": config.registers} if config.registers and not hip else {}
+    return {"num_warps": config.warps, "num_stages": config.stages} | registers
+
+
 def run(kernel: Any, programs: int, device: torch.device, config: Config, *args: Any, **constants: Any) -> None:
     """Runs ``kernel`` in a one-dimensional grid on the current stream of ``device``."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*args, **constants, **config.tile, num_warps=config.warps, num_stages=config.stages)
+        kernel[(programs,)](*args, **constants, **config.tile, **options(config))
 
 
 def launch(kernel: Any, programs: int, device: torch.device, config: Config, *args: Any, **constants: Any) -> None:

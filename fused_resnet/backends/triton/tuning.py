@@ -6,9 +6,10 @@ from functools import cache
 
 from torch import Tensor
 
-from ..arguments import Conv
+from ..arguments import Activation, Conv
 from ..choices import choose
 from . import configs
+from .launch import float32_precision
 
 __all__ = ["pointwise", "product"]
 
@@ -19,16 +20,17 @@ def pointwise(op: str, x: Tensor) -> tuple[int, int]:
     return tiles[choose("triton", op, tuple(tiles), next(iter(tiles)), x)]
 
 
-def product(op: str, x: Tensor, weight: Tensor, conv: Conv) -> configs.Config:
+def product(op: str, x: Tensor, activation: Activation, weight: Tensor, conv: Conv) -> configs.Config:
     """The tile of a convolution's matrix product.
 
-    The first of the list where pixels and filters do not lie at multiples of 32 bytes: their masks take registers that
-    the other tiles do not have.
+    For GELU on tensor cores a thread may have all 255 registers: ptxas aims at fewer, so that one block more fits, and
+    would spill 8 to 16 bytes.
     """
-    listed = configs.PRODUCT[x.element_size()]
     is_aligned = weight.shape[0] // conv.groups % 16 == 0 and weight.shape[1] % 16 == 0
-    tiles = _product_tiles(listed if is_aligned else listed[:1])
-    return tiles[choose("triton", op, tuple(tiles), next(iter(tiles)), x, weight, conv)]
+    tiles = _product_tiles((configs.PRODUCT if is_aligned else configs.UNALIGNED)[x.element_size()])
+    tile = tiles[choose("triton", op, tuple(tiles), next(iter(tiles)), x, weight, conv)]
+    on_tensor_cores = x.element_size() == 2 or float32_precision(x) == "tf32"
+    return tile._replace(registers=255) if is_aligned and on_tensor_cores and activation.name == "gelu" else tile
 
 
 @cache
