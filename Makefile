@@ -15,7 +15,7 @@ SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py t
 
 # Three rounds, or fewer where they would take longer than three minutes; `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
-	$(BIN)/fused-resnet bench --rounds 3 --minutes 2.8 --json results.json --plot results.png
+	$(BIN)/fused-resnet bench --rounds 3 --minutes 2.5 --json results.json --plot results.png
 
 # Ten models of timm, of different structure, and one at a lower resolution: a minute each, two where torch.compile has
 # not seen it yet. benchmarks/results/timm.md
