@@ -13,7 +13,8 @@ SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py t
 
 .PHONY: bench bench-timm bench-ops test sanitize sanitize-cuda neon gpu-check triton-gate sweep pictures docs lint format clean
 
-# Three rounds, or fewer where they would take longer than three minutes; `fused-resnet bench` alone takes five rounds.
+# Three rounds, or fewer where time is short: 2.5 minutes, but what torch.compile takes before the first round is not cut.
+# `fused-resnet bench` alone takes five rounds.
 bench: $(VENV)/.built
 	$(BIN)/fused-resnet bench --rounds 3 --minutes 2.5 --json results.json --plot results.png
 

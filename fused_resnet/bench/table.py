@@ -32,7 +32,9 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 def group_title(group: Sequence[Row]) -> str:
     """What the rows of a group have in common, beside :func:`caption`."""
     title = "{model}, batch {batch}, {allocator} allocator".format(**group[0])
-    return f"{title}, {group[0]['rounds']} rounds" if "rounds" in group[0] else title  # older results do not say
+    if "rounds" not in group[0]:  # older results do not say
+        return title
+    return f"{title}, {group[0]['rounds']} round{'s' * (group[0]['rounds'] != 1)}"
 
 
 def caption(rows: Sequence[Row]) -> str:
