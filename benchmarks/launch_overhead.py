@@ -1,8 +1,9 @@
 """Microseconds of the host for a call of each op, up to the launches, which are left out: no GPU is needed.
 
-``PYTHONPATH=tests python benchmarks/launch_overhead.py cuda|triton``, on CPU tensors with channels_last. For cuda every
-launch ends in the stream capture of tests/cuda_on_cpu: Python, pybind11 and the choice of the kernel count, the driver
-does not. For triton it ends where Triton would be called: our Python counts, Triton's own launcher does not. "op" is
+``PYTHONPATH=tests python benchmarks/launch_overhead.py cuda|triton|triton_launcher [SECONDS]``, on CPU tensors with
+channels_last. For cuda every launch ends in the stream capture of tests/cuda_on_cpu: Python, pybind11 and the choice of
+the kernel count, the driver does not. For triton it ends where Triton would be called, and our Python counts; for
+triton_launcher kernels are compiled for sm_90, and Triton's launcher counts too, up to its call of the driver. "op" is
 the call as a model makes it, through torch.library with all checks; "backend" the part below that.
 """
 
@@ -13,15 +14,17 @@ import sys
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "triton_launcher" not in sys.argv:
     import triton_strict  # noqa: F401 (before anything imports triton)
 
 import torch
 from torch import Tensor
 
 from fused_resnet import ops, use_backend
+from fused_resnet.backends import Backend, register
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 
 __all__ = ["main"]
@@ -50,14 +53,34 @@ def _triton() -> Iterator[str]:
         yield "triton"
 
 
-BACKENDS = {"cuda": _cuda, "triton": _triton}
+@contextmanager
+def _triton_launcher() -> Iterator[str]:
+    from triton.backends.nvidia import driver as nvidia
+    from triton.runtime import driver
+    from triton_gate.driver import use_target
+
+    use_target("sm_90")
+    driver.active.launcher_cls = nvidia.CudaLauncher
+    driver.active.allocate_default_profile_scratch = lambda *_: None
+    driver.active.utils = SimpleNamespace(
+        launch=lambda *_: None,
+        load_binary=lambda *_: (None, 0, 0, 0, 1024),  # module, function, registers, spills, threads
+        get_device_properties=lambda _: {"max_shared_mem": 227 * 1024},
+        build_signature_metadata=tuple,
+    )
+    nvidia.PyKernelArg = SimpleNamespace  # of the C module that cannot be loaded without a driver; made once a kernel
+    register(Backend("triton_launcher", "triton", ("cpu",), None))
+    yield "triton_launcher"
+
+
+BACKENDS = {"cuda": _cuda, "triton": _triton, "triton_launcher": _triton_launcher}
 
 
 def _calls(name: str) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
     """By op: a call of the backend's function, and of the whole op where it has one."""
     from importlib import import_module
 
-    backend = import_module(f"fused_resnet.backends.{name}")
+    backend = import_module(f"fused_resnet.backends.{name.partition('_')[0]}")
     x, residual, g = (_image(2, 64, 4, 4) for _ in range(3))
     weight = _image(64, 64, 1, 1)
     bn = BatchNorm(*(torch.rand(64) for _ in range(4)), 1e-5)
@@ -123,6 +146,6 @@ def main(name: str, seconds: float = 0.5) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in BACKENDS:
-        sys.exit(f"usage: {os.path.basename(sys.argv[0])} {'|'.join(BACKENDS)}")
-    main(sys.argv[1])
+    if len(sys.argv) < 2 or sys.argv[1] not in BACKENDS:
+        sys.exit(f"usage: {os.path.basename(sys.argv[0])} {'|'.join(BACKENDS)} [SECONDS]")
+    main(sys.argv[1], *map(float, sys.argv[2:]))

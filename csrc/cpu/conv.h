@@ -187,6 +187,18 @@ template <class S>
 void strip_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
                  const FilterStrides& strides);
 
+// One channel a group, in and out. `packed` holds the filter as pack_depthwise has written it.
+template <class S>
+int64_t packed_depthwise_size(const GatherPlan& plan, const Filter<S>& filter);
+template <class S>
+void pack_depthwise(const GatherPlan& plan, const Filter<S>& filter, S* packed);
+template <class S>
+void depthwise_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                    Sink<S>& sink, int threads);
+template <class S>
+void depthwise_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                     const FilterStrides& strides);
+
 // Direct convolution in tile registers, with every float as the sum of kParts bfloat16 numbers, 1 to 3. `packed` holds
 // the filters as pack_line has written them; its size is in floats.
 template <int kParts>

@@ -22,6 +22,10 @@ inline bool is_winograd(const ConvArgs& a) {
   }
 }
 
+inline bool is_depthwise(const ConvArgs& a) {
+  return a.algorithm == ConvAlgorithm::depthwise;
+}
+
 // Parts of a float for tile registers, or 0 where it is another algorithm.
 inline int float_parts(const ConvArgs& a) {
   switch (a.algorithm) {
@@ -29,6 +33,7 @@ inline int float_parts(const ConvArgs& a) {
     case ConvAlgorithm::bf16x3: return 2;
     case ConvAlgorithm::bf16x6: return 3;
     case ConvAlgorithm::direct:
+    case ConvAlgorithm::depthwise:
     case ConvAlgorithm::winograd_f2:
     case ConvAlgorithm::winograd_f4:
     case ConvAlgorithm::winograd_f5:
@@ -52,11 +57,13 @@ bool visit_parts(const ConvArgs& a, const F& f) {
   throw std::invalid_argument("float64 is not the sum of bfloat16 numbers");
 }
 
-// Threads worth waking for a convolution: a grain of elements costs about as much as 64 times as many multiplications.
+// Threads worth waking for a convolution: a grain of elements costs about as much as 64 times as many multiplications,
+// and what reads and writes them is no cheaper where there are few.
 inline int threads_for_conv(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const int64_t outputs = s.batch * s.out_height * s.out_width * s.out_channels;
-  return threads_for(outputs * (s.channels / s.groups) * s.kernel_h * s.kernel_w / 64, a.threads);
+  const int64_t products = outputs * (s.channels / s.groups) * s.kernel_h * s.kernel_w;
+  return threads_for(is_depthwise(a) ? outputs : products / 64, a.threads);
 }
 
 // Elements of a packed filter.
@@ -64,6 +71,7 @@ template <class S>
 int64_t packed_size(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
   int64_t size = 0;
   if (visit_parts<S>(a, [&](auto parts) { size = packed_line_size<parts>(plan, filter); })) return size;
+  if (is_depthwise(a)) return packed_depthwise_size(plan, filter);
   return is_winograd(a) ? packed_winograd_size(a.algorithm, filter) : packed_gather_size(plan, filter);
 }
 
@@ -71,6 +79,7 @@ template <class S>
 void pack(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter, S* packed) {
   const int threads = threads_for_conv(a);
   if (visit_parts<S>(a, [&](auto parts) { pack_line<parts>(plan, filter, threads, packed); })) return;
+  if (is_depthwise(a)) return pack_depthwise(plan, filter, packed);
   is_winograd(a) ? pack_winograd(a.algorithm, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
 }
 

@@ -51,9 +51,9 @@ class MappedSource final : public Source<Accumulate<T>> {
       int64_t c = 0;
       for (; c + N <= n; c += N)
         read_group(TileGroup<true, kCount>{{offset + first + c, first + c, N}, stride}, chunk + c, out.row_stride);
-      if (c < n) {
-        const Tile<false> tail{offset + first + c, first + c, static_cast<int>(n - c)};
-        read_group(TileGroup<false, kCount>{tail, stride}, chunk + c, out.row_stride);
+      for (int i = 0; c < n && i < kCount; ++i) {
+        const Tile<false> tail{offset + i * stride + first + c, first + c, static_cast<int>(n - c)};
+        read_group(TileGroup<false, 1>{tail, stride}, chunk + i * out.row_stride + c, out.row_stride);
       }
     }
   }

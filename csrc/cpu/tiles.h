@@ -81,12 +81,18 @@ struct ChannelsLast {
     visit_rows<S>(v.channels, block * kRows, block * kRows + elements_per_channel<S>(v, block), f);
   }
 
-  // Calls f(group) for the registers of these rows. Few rows at a time, for the prefetcher to follow.
+  // Calls f(group) for the registers of these rows. Few rows at a time, for the prefetcher to follow; what is left over
+  // goes as if it filled no register, so that f is compiled for two kinds of groups alone.
   template <class S, class F>
   static void visit_rows(int64_t channels, int64_t begin, int64_t end, const F& f) {
+    constexpr int N = kLanes<S>;
+    const int64_t whole = channels / N * N;
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) visit_group<S, 4>(channels, row, f);
-    for (; row < end; ++row) visit_group<S, 1>(channels, row, f);
+    for (; row + 4 <= end; row += 4) {
+      for (int64_t c = 0; c < whole; c += N) f(TileGroup<true, 4>{{row * channels + c, c, N, row}, channels});
+      for (int64_t i = row; i < row + 4; ++i) visit_rest<S>(channels, whole, i, f);
+    }
+    for (; row < end; ++row) visit_rest<S>(channels, 0, row, f);
   }
 
   template <class S>
@@ -105,13 +111,13 @@ struct ChannelsLast {
   }
 
  private:
-  template <class S, int kCount, class F>
-  static void visit_group(int64_t channels, int64_t row, const F& f) {
-    const int64_t begin = row * channels;
-    int64_t c = 0;
-    for (; c + kLanes<S> <= channels; c += kLanes<S>)
-      f(TileGroup<true, kCount>{{begin + c, c, kLanes<S>, row}, channels});
-    if (c < channels) f(TileGroup<false, kCount>{{begin + c, c, static_cast<int>(channels - c), row}, channels});
+  // The channels from c on.
+  template <class S, class F>
+  static void visit_rest(int64_t channels, int64_t c, int64_t row, const F& f) {
+    for (; c < channels; c += kLanes<S>) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, channels - c));
+      f(TileGroup<false, 1>{{row * channels + c, c, lanes, row}, channels});
+    }
   }
 };
 

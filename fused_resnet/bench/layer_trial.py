@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import ceil
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -51,21 +50,14 @@ class Form(NamedTuple):
     memory_format: torch.memory_format
 
 
-def _our_backend(weight_shape: Sequence[int], conv: Conv) -> ModuleType:
-    """The backend that our ops send a convolution to."""
-    return reference if cpu.is_depthwise(weight_shape, conv) else cpu
-
-
 def _our_forward(o: Operands) -> Tensor:
-    backend = _our_backend(o.weight.shape, o.conv)
-    y: Tensor = backend.bn_act_conv(o.x, None, IDENTITY, o.weight, None, o.conv, statistics=False)[0]
+    y: Tensor = cpu.bn_act_conv(o.x, None, IDENTITY, o.weight, None, o.conv, statistics=False)[0]
     return y
 
 
 def _our_backward(o: Operands, mask: tuple[bool, bool, bool]) -> Tensor:
-    backend = _our_backend(o.weight.shape, o.conv)
     mean = o.x.new_empty(0)  # without a gradient of the statistics nobody reads it
-    return _only(backend.bn_act_conv_backward(o.g, None, None, o.x, None, IDENTITY, o.weight, o.y, mean, o.conv, mask))
+    return _only(cpu.bn_act_conv_backward(o.g, None, None, o.x, None, IDENTITY, o.weight, o.y, mean, o.conv, mask))
 
 
 def _stock_backward(o: Operands, mask: tuple[bool, bool, bool]) -> Tensor:
@@ -147,11 +139,9 @@ class LayerTrial:
             return {name: _mean_ms(self.calls[name], self.repeats[name]) for name in order}
 
     def algorithm(self) -> str:
-        """Our backend's choice for this layer; ``reference``: it leaves it to PyTorch."""
+        """Our backend's choice for this layer."""
         layer = self.layer
         assert layer is not None, "prepare() comes first"
-        if _our_backend(layer.weight_shape, layer.conv) is reference:
-            return "reference"
         return cpu.conv_algorithm(
             conv=layer.conv,
             weight_shape=layer.weight_shape,

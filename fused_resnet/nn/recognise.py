@@ -73,11 +73,9 @@ def global_hook_reason() -> str | None:
 
 
 def conv_reason(conv: nn.Module) -> str | None:
-    """``conv`` must be a plain Conv2d padded with zeros, and not depthwise, where there is no product to fuse with."""
+    """``conv`` must be a plain Conv2d padded with zeros."""
     if type(conv) is not nn.Conv2d:
         return f"is {_name(conv)}, not Conv2d"
-    if conv.groups > 1 and min(conv.in_channels, conv.out_channels) == conv.groups:
-        return "is depthwise"
     if conv.padding_mode != "zeros":
         return f"pads with {conv.padding_mode!r}, not zeros"
     if isinstance(conv.padding, str):

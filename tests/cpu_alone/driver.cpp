@@ -171,6 +171,8 @@ void check_all() {
     check_conv(dtype, silu, conv_shape(2, 14, 17, 33, 35, 3, 2, 1), ConvAlgorithm::direct);
     check_conv(dtype, silu, conv_shape(2, 25, 23, 3, 17, 7, 2, 3), ConvAlgorithm::direct);
     check_conv(dtype, silu, conv_shape(3, 11, 9, 24, 40, 3, 1, 2, 2, 8), ConvAlgorithm::direct);
+    check_conv(dtype, silu, conv_shape(3, 17, 14, 37, 37, 3, 1, 1, 1, 37), ConvAlgorithm::depthwise);
+    check_conv(dtype, silu, conv_shape(2, 31, 22, 33, 33, 5, 2, 2, 1, 33), ConvAlgorithm::depthwise);
     check_conv(dtype, silu, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), ConvAlgorithm::direct);     // threads share channels
     check_conv(dtype, silu, conv_shape(1, 12, 12, 400, 424, 1, 1, 0), ConvAlgorithm::direct);  // and a weight gradient
     for (const ConvAlgorithm winograd :

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,19 +19,21 @@ from .matrix import compile_all
 def main() -> int:
     parser = argparse.ArgumentParser(prog="triton_gate", description=__doc__)
     parser.add_argument("--target", action="append", choices=TARGETS, help="these alone")
+    parser.add_argument("--in-turn", action="store_true", help="each case for one target alone")
     parser.add_argument("--json", type=Path, help="write a row a kernel here")
     parser.add_argument("--write-budget", action="store_true", help="make what was found the budget")
     arguments = parser.parse_args()
     start, targets = time.perf_counter(), arguments.target or tuple(TARGETS)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        rows = [row for found in pool.map(compile_all, targets) for row in found]
+        every = repeat(len(TARGETS) if arguments.in_turn else 1)
+        rows = [row for found in pool.map(compile_all, targets, every) for row in found]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if arguments.write_budget:
         BUDGET.write_text(json.dumps(widest(rows), indent=1) + "\n")
     found = [breach for row in rows for breach in breaches(row)]
     print("\n".join(found))
-    print(f"{len(rows)} kernels for {', '.join(targets)} in {time.perf_counter() - start:.0f} s: {len(found)} breaches")
+    print(f"{len(rows)} cases of kernels for {', '.join(targets)} in {time.perf_counter() - start:.0f} s: {len(found)} breaches")
     return 1 if found or not rows else 0
 
 

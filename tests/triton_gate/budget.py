@@ -59,7 +59,7 @@ def breaches(row: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {row['spill_bytes']} bytes of registers spilled"
     if row["shared_bytes"] > SHARED_BYTES[row["target"]]:
         yield f"{name}: {row['shared_bytes']} bytes of shared memory, a block has {SHARED_BYTES[row['target']]}"
-    has_vectors = kernel not in SMALL and row["case"] != "unaligned"
+    has_vectors = kernel not in SMALL and row["case"] not in ("unaligned", "ones")
     if has_vectors and not row["loads_128"]:
         yield f"{name}: no 128-bit load"
     # MFMA leaves a thread four rows of a tile: CDNA stores products 64 bits at a time.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -77,6 +78,21 @@ def _unaligned_products(dtype: torch.dtype) -> None:
     backend.conv_bn_add_act(x, weight, None, _norm(35), y, _GELU, conv)
 
 
+def _ones(dtype: torch.dtype) -> None:
+    """One pixel of one channel: Triton compiles in every whole number that is 1, which then is no tensor."""
+    x, weight, bn = torch.empty(1, 1, 1, 1, dtype=dtype, device="meta"), _filter(1, 1, 1, dtype), _norm(1)
+    conv = Conv((1, 1), (0, 0), (1, 1), 1)
+    y, mean, _ = backend.bn_act_conv(x, bn, _RELU, weight, None, conv, True)
+    backend.bn_act_conv_backward(y, mean, mean, x, bn, _RELU, weight, y, mean, conv, (True, True, False))
+    backend.conv_bn_add_act(x, weight, None, bn, y, _RELU, conv)
+    backend.bn_add_act(x, bn, x, bn, _RELU)
+    backend.bn_add_act_backward(x, x, bn, x, bn, _RELU)
+    out, indices = backend.bn_act_max_pool(x, bn, _RELU, _POOL)
+    backend.bn_act_max_pool_backward(out, indices, x, bn, _RELU, _POOL)
+    channel_statistics(x)
+    output_gradient(x, mean, mean, x, mean)
+
+
 def _pointwise(dtype: torch.dtype, act: Activation = _RELU) -> None:
     x, bn = _image(256, 28, dtype), _norm(256)
     backend.bn_add_act(x, bn, x, bn, act)
@@ -122,20 +138,23 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
             continue
         yield "relu", name, first, products[0], partial(_products, kernel=3, stride=2)
         yield "relu", name, first, products[0], _bare_products
+        if name == "bfloat16":
+            yield "ones", name, first, configs.UNALIGNED[dtype.itemsize][0], _ones
         yield "gelu", name, first, products[0], partial(_products, kernel=1, stride=1, act=_GELU)
 
 
-def compile_all(target: str) -> list[dict[str, Any]]:
-    """Compiles the matrix for one target: a row a kernel."""
+def compile_all(target: str, every: int = 1) -> list[dict[str, Any]]:
+    """Compiles the matrix for one target, or of ``every`` so many cases the one whose turn it is: a row a kernel."""
     use_target(target)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}  # a kernel may be that of several types and cases
 
     def compile_instead(kernel: Any, programs: int, device: Any, config: Any, *args: Any, **constants: Any) -> None:
         start = time.perf_counter()
         options = launch.options(config, hip=TARGETS[target].backend == "hip")
         compiled = kernel.warmup(*args, grid=(programs,), **constants, **config.tile, **options)
-        if compiled.hash not in rows:
-            rows[compiled.hash] = {
+        key = (compiled.hash, *kind.values())
+        if key not in rows:
+            rows[key] = {
                 "target": target,
                 "kernel": kernel.fn.__name__,
                 **kind,
@@ -144,7 +163,8 @@ def compile_all(target: str) -> list[dict[str, Any]]:
                 "seconds": round(time.perf_counter() - start, 2),
             }
 
-    for case, name, pointwise, product, run in _cases():
+    turn = list(TARGETS).index(target) % every
+    for case, name, pointwise, product, run in islice(_cases(), turn, None, every):
         kind = {"type": name, "case": case}
         dtype, precision = TYPES[name]
         with _setting(precision, pointwise, product), mock.patch.object(launch, "run", compile_instead):

@@ -61,6 +61,7 @@ def _conv_arguments(dtype: torch.dtype, shape: tuple[int, ...], k: int, kernel: 
 
 
 ONE_BY_ONE = ((2, 21, 23, 13), 34, 1, Conv((1, 1), (0, 0), (1, 1), 1))
+ONE_TILE = ((1, 3, 2, 2), 5, 1, Conv((1, 1), (0, 0), (1, 1), 1))  # many whole numbers are 1
 STRIDED = ((2, 20, 9, 8), 34, 3, Conv((2, 2), (1, 1), (1, 1), 1))
 # Of three phases of rows, each is reached by one tap, in another order; of two of columns, one by all, one by none.
 PHASES = ((1, 5, 11, 8), 7, 3, Conv((3, 2), (1, 2), (2, 2), 1))
@@ -108,6 +109,7 @@ CASES: dict[str, tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = {
     "bn_act_max_pool": ("bn_act_max_pool", _max_pool),
     "bn_act_max_pool_backward": ("bn_act_max_pool_backward", _max_pool_backward),
     "bn_act_conv, 1x1": ("bn_act_conv", _conv(*ONE_BY_ONE)),
+    "bn_act_conv, one tile": ("bn_act_conv", _conv(*ONE_TILE)),
     "bn_act_conv, strided": ("bn_act_conv", _conv(*STRIDED)),
     "bn_act_conv, grouped": ("bn_act_conv", _conv(*GROUPED)),
     "bn_act_conv_backward, 1x1": ("bn_act_conv_backward", _conv_backward(*ONE_BY_ONE)),

@@ -44,7 +44,9 @@ def only_programs(choose: Callable[[int], set[int]]) -> Iterator[None]:
 
 
 def _convert(memory_of_launch: memory.LaunchMemory, name: str, value: Any) -> Any:
-    """An argument as a kernel sees it."""
+    """An argument as a kernel sees it. As Triton compiles a whole number that is 1 in, it is no tensor there."""
+    if type(value) is int and value == 1:
+        return value
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", range(len(value)))
         items = [_convert(memory_of_launch, f"{name}.{f}", v) for f, v in zip(fields, value, strict=True)]

@@ -14,7 +14,7 @@ from ..arguments import Conv
 from .bn_act_conv import bn_act_conv, bn_act_conv_backward
 from .bn_act_max_pool import bn_act_max_pool, bn_act_max_pool_backward
 from .bn_add_act import bn_add_act, bn_add_act_backward
-from .conv_algorithm import conv_algorithm, is_depthwise
+from .conv_algorithm import conv_algorithm
 from .conv_bn_add_act import conv_bn_add_act
 from .memory import connect_profiler, empty_cache, free_workspace, tensor_memory, workspace_bytes
 from .prepared_convs import prepare_convs
@@ -30,7 +30,6 @@ __all__ = [
     "conv_bn_add_act",
     "empty_cache",
     "free_workspace",
-    "is_depthwise",
     "isa",
     "prepare_convs",
     "set_isa",
@@ -46,7 +45,5 @@ isa, set_isa, supported_isas = _cpu.isa, _cpu.set_isa, _cpu.supported_isas
 
 
 def unsupported(op: str, x: Tensor, weight: Tensor | None = None, conv: Conv | None = None) -> str | None:
-    """Why this backend lacks a case, or None."""
-    if weight is not None and conv is not None and is_depthwise(weight.shape, conv):
-        return "depthwise convolution"
+    """Why this backend lacks a case, or None. It has all of them."""
     return None

@@ -16,11 +16,12 @@ from ..._cpu import has_dot_products, isa
 from ..arguments import Conv
 from ..precision import get_float32_conv_precision
 
-__all__ = ["CONV_ALGORITHMS", "conv_algorithm", "is_depthwise"]
+__all__ = ["CONV_ALGORITHMS", "conv_algorithm"]
 
 # The numbering is that of ConvAlgorithm in csrc/shapes.h.
 CONV_ALGORITHMS = (
     "direct",
+    "depthwise",
     "winograd_f2",
     "winograd_f4",
     "winograd_f5",
@@ -66,6 +67,11 @@ class Geometry(NamedTuple):
         """7x7, stride 2, dense."""
         conv, kernel = self.conv, tuple(self.weight_shape[2:])
         return kernel == (7, 7) and conv[0] == (2, 2) and conv.dilation == (1, 1) and conv.groups == 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        """One channel a group, in and out."""
+        return self.conv.groups > 1 and self.weight_shape[1] == 1 and self.weight_shape[0] == self.conv.groups
 
     @property
     def allows_rounding(self) -> bool:
@@ -127,11 +133,14 @@ class Geometry(NamedTuple):
             return self.has_stem
         if algorithm.startswith("winograd"):
             return self.has_winograd
+        if algorithm == "depthwise":
+            return self.is_depthwise
         return algorithm == "direct" or self.has_parts
 
 
 # The first line that holds decides. Why each is so: docs/cpu-engine.md.
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
+    ("depthwise", lambda g: g.is_depthwise),
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
     ("bf16x3", lambda g: g.suits_tile_registers and g.allows_rounding),  # float16 too, whose numbers are two parts
     ("bf16x6", lambda g: g.suits_tile_registers and g.conv.groups == 1),
@@ -143,12 +152,6 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("winograd_s2", lambda g: g.suits_strided_winograd),
     ("direct", lambda g: True),
 )
-
-
-def is_depthwise(weight_shape: Sequence[int], conv: Conv) -> bool:
-    """One channel a group, on either side: nothing for a matrix product to work on."""
-    k, c_per_group = weight_shape[:2]
-    return conv.groups > 1 and min(c_per_group, k // conv.groups) == 1
 
 
 def conv_algorithm(

@@ -39,7 +39,7 @@ def store_tile_statistics(
     pivot = tl.sum(tl.where(ok[:, None], y, 0.0), 0) / count
     d = tl.where(ok[:, None], y - pivot[None, :], 0.0)
     out = parts_ptr + part.to(tl.int64) * C + c
-    step = parts.to(tl.int64) * C
+    step = tl.cast(parts, tl.int64) * C
     tl.store(out, pivot, mask=c_ok)
     tl.store(out + step, tl.sum(d, 0), mask=c_ok)
     tl.store(out + 2 * step, tl.sum(d * d, 0), mask=c_ok)
@@ -73,7 +73,7 @@ def channel_statistics_kernel(
         s1 += d
         s2 += d * d
     out = parts_ptr + part.to(tl.int64) * C + c
-    step = parts.to(tl.int64) * C
+    step = tl.cast(parts, tl.int64) * C
     tl.store(out, pivot, mask=c_ok)
     tl.store(out + step, tl.sum(s1, 0), mask=c_ok)
     tl.store(out + 2 * step, tl.sum(s2, 0), mask=c_ok)
@@ -100,7 +100,7 @@ def fold_statistics_kernel(
     n = tl.maximum(tl.minimum(total - row * size, size), 0).to(tl.float64)[:, None]
     mask = (row < parts)[:, None] & c_ok[None, :]
     part = parts_ptr + (row * C)[:, None] + c[None, :]
-    step = parts.to(tl.int64) * C
+    step = tl.cast(parts, tl.int64) * C
     pivot = tl.load(part, mask=mask, other=0.0).to(tl.float64)
     s1 = tl.load(part + step, mask=mask, other=0.0).to(tl.float64)
     s2 = tl.load(part + 2 * step, mask=mask, other=0.0).to(tl.float64)
@@ -115,7 +115,7 @@ def fold_statistics_kernel(
         kept = mean.to(tl.float32)
         rest = mean - kept.to(tl.float64)  # what the pivot in float32 leaves out
         out = folded_ptr + group.to(tl.int64) * C + c
-        step = tl.cdiv(parts, ROWS).to(tl.int64) * C
+        step = tl.cast(tl.cdiv(parts, ROWS), tl.int64) * C
         tl.store(out, kept, mask=c_ok)
         tl.store(out + step, (count * rest).to(tl.float32), mask=c_ok)
         tl.store(out + 2 * step, (squares + count * rest * rest).to(tl.float32), mask=c_ok)

@@ -50,7 +50,7 @@ FOLD = 64
 def pixel_tile(elements: int, warps: int, pixels: int, channels: int, channels_last: bool, stages: int = 1) -> Config:
     """A tile of that many elements at most, [BM pixels, BC channels], long in the direction memory runs."""
     if channels_last:
-        columns = min(_power_of_two(channels), 64)
+        columns = min(max(_power_of_two(channels), 8), 64)  # of fewer, the pixels' addresses would fill the registers
         rows = elements // columns
     else:
         rows = min(_power_of_two(pixels), 1024)
