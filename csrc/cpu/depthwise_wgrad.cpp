@@ -14,8 +14,8 @@ namespace {
 
 // Of L2, for a block's strip and gradients.
 constexpr int64_t kBlockBytes = 320 * 1024;
-// Taps whose sums are in registers together: all of a 3x3 filter.
-constexpr int kTogether = 9;
+// Taps whose sums are in registers together: all of a 3x3 filter; and of those left over.
+constexpr int kTogether = 9, kFewer = 3;
 
 template <class S>
 class DepthwiseWgrad {
@@ -64,7 +64,8 @@ class DepthwiseWgrad {
   // How often the products go over a block.
   int64_t passes() const {
     const int64_t registers = (channels_ + kLanes<S> - 1) / kLanes<S>;
-    return registers * ((tap_count() + kTogether - 1) / kTogether);
+    const int64_t left = tap_count() % kTogether;
+    return registers * (tap_count() / kTogether + left / kFewer + left % kFewer);
   }
 
   // Adds a block's products to the sums.
@@ -75,22 +76,23 @@ class DepthwiseWgrad {
       const int64_t rows = segment.end - segment.begin;
       for (int64_t c = 0; c < channels_; c += kLanes<S>) {
         const int lanes = static_cast<int>(std::min<int64_t>(kLanes<S>, channels_ - c));
-        for (int64_t tap = 0; tap < tap_count(); tap += kTogether)
+        int64_t tap = 0;
+        for (; tap + kTogether <= tap_count(); tap += kTogether)
           add_taps<kTogether>(rows, u + c, g + c, lanes, tap, sums + c, ahead);
+        for (; tap + kFewer <= tap_count(); tap += kFewer)
+          add_taps<kFewer>(rows, u + c, g + c, lanes, tap, sums + c, ahead);
+        for (; tap < tap_count(); ++tap) add_taps<1>(rows, u + c, g + c, lanes, tap, sums + c, ahead);
       }
       strip += strip_.size(segment);
       g += rows * shape_.out_width * channels_;
     }
   }
 
-  // Those of up to kTaps taps from `tap` on, and of one register of channels.
+  // Those of kTaps taps from `tap` on, and of one register of channels.
   template <int kTaps>
   void add_taps(int64_t rows, const S* u, const S* g, int lanes, int64_t tap, S* sums, Ahead& ahead) const {
-    if (tap_count() - tap >= kTaps)
-      lanes == kLanes<S> ? add_products<true, kTaps>(rows, u, g, lanes, tap, sums, ahead)
-                         : add_products<false, kTaps>(rows, u, g, lanes, tap, sums, ahead);
-    else if constexpr (kTaps > 1)
-      add_taps<kTaps - 1>(rows, u, g, lanes, tap, sums, ahead);
+    lanes == kLanes<S> ? add_products<true, kTaps>(rows, u, g, lanes, tap, sums, ahead)
+                       : add_products<false, kTaps>(rows, u, g, lanes, tap, sums, ahead);
   }
 
   template <bool kFull, int kTaps>

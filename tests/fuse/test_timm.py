@@ -50,6 +50,10 @@ MODELS = {
     "hgnetv2_b0": 5,  # an affine of one number behind each activation
     "mobileone_s0": 5,  # branches, one of them a batch norm
     "nf_regnet_b0": 0,  # no norm: left
+    "mobilenetv2_100": 13,  # inverted residuals: of other modules, with depthwise convolutions
+    "mobilenetv3_large_100": 14,
+    "efficientnet_b0": 13,
+    "ghostnet_100": 55,
 }
 
 

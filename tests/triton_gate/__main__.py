@@ -33,7 +33,8 @@ def main() -> int:
         BUDGET.write_text(json.dumps(widest(rows), indent=1) + "\n")
     found = [breach for row in rows for breach in breaches(row)]
     print("\n".join(found))
-    print(f"{len(rows)} cases of kernels for {', '.join(targets)} in {time.perf_counter() - start:.0f} s: {len(found)} breaches")
+    seconds = time.perf_counter() - start
+    print(f"{len(rows)} cases of kernels for {', '.join(targets)} in {seconds:.0f} s: {len(found)} breaches")
     return 1 if found or not rows else 0
 
 
