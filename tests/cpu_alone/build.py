@@ -41,6 +41,8 @@ OTHER_UNITS = ("bindings", "isa", "prepared_convs", "tensor_memory", "workspace"
 LEFT_OUT = ("float64", "float16", "leaky_relu", "relu6", "hardswish", "gelu")
 # A source file, a text that it has once, and what stands there instead.
 Patch = tuple[str, str, str]
+# By the name of a source file, texts that it has once and what stands there instead.
+Edits = dict[str, list[tuple[str, str]]]
 
 
 def missing(mode: str) -> str | None:
@@ -53,18 +55,20 @@ def missing(mode: str) -> str | None:
 def build(mode: str, few_types: bool = False, patch: Patch | None = None) -> Path:
     """The program. ``few_types`` leaves most types and activations out; ``patch`` is planted into a kernel's source."""
     folder = FOLDER / f"{mode}{'-few' if few_types else ''}"
-    edits: dict[str, list[tuple[str, str]]] = {}
+    edits: Edits = {}
     if few_types:
         cases = (ROOT / "csrc" / "cpu" / "dispatch.h").read_text().splitlines()
         edits["dispatch.h"] = [(c, "") for c in cases if any(f"::{name}: return" in c for name in LEFT_OUT)]
+    scalar = _scalar_objects(MODES[mode].compiler, few_types, edits)
     if patch is None:
-        _copy_sources(folder, edits)
-        return _ninja(MODES[mode], folder, _units(MODES[mode], folder, few_types))
+        _ninja(MODES[mode], folder, edits, _tested_units(MODES[mode], folder, few_types), scalar)
+        return folder / "driver"
     sound = build(mode, few_types).parent
     planted, unit = sound / "planted", patch[0].replace(".cpp", ".o")
-    _copy_sources(planted, edits | {patch[0]: [patch[1:]]})
-    units = {unit: _units(MODES[mode], planted, few_types)[unit]}
-    return _ninja(MODES[mode], planted, units, [path for path in sound.glob("*.o") if path.name != unit])
+    units = _tested_units(MODES[mode], planted, few_types)
+    others = [sound / name for name in units if name != unit]
+    _ninja(MODES[mode], planted, edits | {patch[0]: [patch[1:]]}, {unit: units[unit]}, [*others, *scalar])
+    return planted / "driver"
 
 
 def run(mode: str, program: Path) -> subprocess.CompletedProcess[str]:
@@ -76,7 +80,16 @@ def run(mode: str, program: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _copy_sources(folder: Path, edits: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+def _scalar_objects(compiler: str, few_types: bool, edits: Edits) -> list[Path]:
+    """What the kernels under test are compared with, compiled once for all modes of a compiler."""
+    folder = FOLDER / f"scalar-{compiler}{'-few' if few_types else ''}"
+    plain = Mode(compiler, "-O1 -fopenmp -DFUSED_RESNET_TARGET=baseline -DFUSED_RESNET_VECTOR_BYTES=0")
+    units = {f"scalar_{name}.o": (folder / "csrc" / "cpu" / f"{name}.cpp", plain.flags) for name in _kernels()}
+    _ninja(plain, folder, edits, units)
+    return [folder / name for name in units]
+
+
+def _copy_sources(folder: Path, edits: Edits) -> None:
     """csrc without csrc/cuda, edited, written only where it changes: ninja looks at the time."""
     for source in (*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cpu").iterdir()):
         text = source.read_text()
@@ -90,30 +103,38 @@ def _copy_sources(folder: Path, edits: Mapping[str, Iterable[tuple[str, str]]]) 
             copy.write_text(text)
 
 
-def _units(mode: Mode, folder: Path, few_types: bool) -> dict[str, tuple[Path, str]]:
+def _kernels() -> list[str]:
+    """The units of csrc/cpu that are compiled for each instruction set."""
+    return sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem not in OTHER_UNITS)
+
+
+def _tested_units(mode: Mode, folder: Path, few_types: bool) -> dict[str, tuple[Path, str]]:
     """Each object's source and flags."""
-    cpu = folder / "csrc" / "cpu"
-    tested = f"{mode.flags} {mode.sanitizer} -DFUSED_RESNET_TARGET=vector16 -DFUSED_RESNET_VECTOR_BYTES=16"
-    scalar = f"{mode.flags} -DFUSED_RESNET_TARGET=baseline -DFUSED_RESNET_VECTOR_BYTES=0"
-    driver = f"{mode.flags} {mode.sanitizer} -DFUSED_RESNET_TARGET=driver -DTESTED=vector16"
-    units = {
-        "driver.o": (HERE / "driver.cpp", f"{driver} -DFEW_TYPES" if few_types else driver),
-        "workspace.o": (cpu / "workspace.cpp", tested),
-    }
-    for name in sorted(path.stem for path in cpu.glob("*.cpp") if path.stem not in OTHER_UNITS):
-        units[f"{name}.o"] = (cpu / f"{name}.cpp", tested)
-        units[f"scalar_{name}.o"] = (cpu / f"{name}.cpp", scalar)
+    common = f"{mode.flags} {mode.sanitizer}"
+    tested = f"{common} -DFUSED_RESNET_TARGET=vector16 -DFUSED_RESNET_VECTOR_BYTES=16"
+    driver = f"{common} -DFUSED_RESNET_TARGET=driver -DTESTED=vector16"
+    units = {"driver.o": (HERE / "driver.cpp", f"{driver} -DFEW_TYPES" if few_types else driver)}
+    for name in ("workspace", *_kernels()):
+        units[f"{name}.o"] = (folder / "csrc" / "cpu" / f"{name}.cpp", tested)
     return units
 
 
-def _ninja(mode: Mode, folder: Path, units: Mapping[str, tuple[Path, str]], objects: Iterable[Path] = ()) -> Path:
-    """Compiles the units, links them with finished objects, and returns the program."""
+def _ninja(
+    mode: Mode,
+    folder: Path,
+    edits: Edits,
+    units: Mapping[str, tuple[Path, str]],
+    objects: Iterable[Path] | None = None,
+) -> None:
+    """Compiles the units from edited sources; with finished objects, if only an empty list, links the driver."""
     from ninja import BIN_DIR
     from ninja.ninja_syntax import Writer
 
     command = [shutil.which("ninja", path=BIN_DIR) or "ninja", "-C", str(folder), "-j2"]
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        _copy_sources(folder, edits)
         with (folder / "build.ninja").open("w") as file:
             n = Writer(file, width=120)
             compiler = f"{mode.compiler} {COMMON} $flags"
@@ -122,8 +143,8 @@ def _ninja(mode: Mode, folder: Path, units: Mapping[str, tuple[Path, str]], obje
             n.rule("link", f"{mode.compiler} {mode.flags} {mode.sanitizer} {static} $in -o $out")
             for target, (source, flags) in units.items():
                 n.build([target], "compile", [str(source)], variables={"flags": flags})
-            n.build(["driver"], "link", [*units, *map(str, objects)])
+            if objects is not None:
+                n.build(["driver"], "link", [*units, *map(str, objects)])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"build of {folder} failed:\n{done.stdout[-4000:]}{done.stderr}")
-    return folder / "driver"

@@ -92,10 +92,9 @@ def build(mode: str, folder: Path, defines: Iterable[str] = (), units: Iterable[
     """
     kernel_flags, runtime_flags = MODES[mode]
     flags = f"{kernel_flags} {' '.join(f'-D{define}' for define in defines)}"
-    sources = sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")]) if units is None else units
-    compiled = dict.fromkeys(sources, f"{flags} -I{CUDA}")
+    compiled = dict.fromkeys(sorted(CUDA.glob("*.cu")) if units is None else units, f"{flags} -I{CUDA}")
     compiled |= dict.fromkeys(sorted(HERE.glob("*.cpp")), runtime_flags)
-    return _ninja(mode, folder, compiled)
+    return _link(mode, folder, compiled, _bindings(folder.parent) if units is None else [])
 
 
 def build_planted(bug: PlantedBug, root: Path) -> Path:
@@ -118,11 +117,25 @@ def build_planted(bug: PlantedBug, root: Path) -> Path:
             copy.write_text(text)
     base = build(bug.mode, root / bug.mode).parent
     sound = [path for path in base.glob("*.o") if path.name != f"{bug.unit}.o"]
-    return _ninja(bug.mode, folder, {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}, sound)
+    compiled = {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}
+    return _link(bug.mode, folder, compiled, [*sound, *_bindings(root)])
 
 
-def _ninja(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable[Path] = ()) -> Path:
+def _bindings(root: Path) -> list[Path]:
+    """The objects of the binding, for all modes: no sanitizer looks at pybind11, which takes long to compile."""
+    folder, sources = root / "bindings", sorted(CUDA.glob("*.cpp"))
+    _ninja(folder, dict.fromkeys(sources, "-O1"))
+    return [folder / f"{source.name}.o" for source in sources]
+
+
+def _link(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable[Path]) -> Path:
     """Compiles sources with their flags, links them with finished objects, and returns the module's path."""
+    _ninja(folder, compiled, f"g++ -shared {_SANITIZER[mode]} $in -o $out", objects)
+    return folder / "_cuda.so"
+
+
+def _ninja(folder: Path, compiled: dict[Path, str], link: str = "", objects: Iterable[Path] = ()) -> None:
+    """Compiles sources with their flags; ``link`` is the command that makes a module of them and finished objects."""
     import pybind11
     from ninja import BIN_DIR
     from ninja.ninja_syntax import Writer
@@ -136,14 +149,14 @@ def _ninja(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable
             n = Writer(file, width=120)
             compiler = f"g++ {_COMMON} $flags {includes} -isystem {toolkit_include()}"
             n.rule("compile", f"{compiler} -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d", deps="gcc")
-            n.rule("link", f"g++ -shared {_SANITIZER[mode]} $in -o $out")
             for source, flags in compiled.items():
                 n.build([f"{source.name}.o"], "compile", [str(source)], variables={"flags": flags})
-            n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
+            if link:
+                n.rule("link", link)  # an inline function in both is that of the first, which a sanitizer sees
+                n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"build of {folder} failed:\n{done.stdout[-4000:]}{done.stderr}")
-    return folder / "_cuda.so"
 
 
 def load(path: Path) -> ModuleType:
