@@ -11,7 +11,8 @@ namespace fused_resnet {
 inline namespace FUSED_RESNET_TARGET {
 
 // Groups are taken together until their outputs fill a register; what does not connect is multiplied by zero. Four
-// channels a group (ResNeXt's first stage) would leave twelve of sixteen lanes idle otherwise.
+// channels a group (ResNeXt's first stage) would leave twelve of sixteen lanes idle otherwise. Where only more than a
+// panel would divide the groups evenly, as with a prime number of them, fewer are taken.
 struct SuperGroups {
   int64_t count, inputs, outputs;  // inputs and outputs of one
 
@@ -19,8 +20,8 @@ struct SuperGroups {
   static SuperGroups of(const Filter<S>& f) {
     const int64_t groups = f.outputs / f.outputs_per_group;
     int64_t together = 1;
-    for (int64_t n = 1; n <= groups && together * f.outputs_per_group < kLanes<S>; ++n)
-      if (groups % n == 0) together = n;
+    for (int64_t n = 2; n <= groups && n * f.outputs_per_group <= kPanel<S>; ++n)
+      if (groups % n == 0 && together * f.outputs_per_group < kLanes<S>) together = n;
     return {groups / together, together * f.inputs_per_group, together * f.outputs_per_group};
   }
 };
@@ -93,7 +94,8 @@ class Strip {
  public:
   Strip(const GatherPlan& plan, const SuperGroups& groups) : plan_(plan), groups_(groups) {
     for (const Phase& phase : plan.phases) {
-      const int64_t columns = indices_in(0, plan.out_width, phase.first_w, plan.out_step_w).end;
+      // One at least: an image so narrow that a phase has none still has a strip.
+      const int64_t columns = std::max<int64_t>(1, indices_in(0, plan.out_width, phase.first_w, plan.out_step_w).end);
       for (const Tap& tap : phase.taps) {
         top_ = std::min(top_, tap.dy);
         bottom_ = std::max(bottom_, tap.dy + 1);

@@ -12,9 +12,9 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// For a block's tiles: of L1, so that panels come from L2. A filter that does not fit there comes from L3 once a block,
-// so then blocks are larger, and of L2.
-constexpr int64_t kBlockBytes = 32 * 1024, kLargeBlockBytes = 640 * 1024;
+// Of L2, for a block's tiles, beside the filter. One that does not fit there comes from L3 once a block, so then blocks
+// are larger.
+constexpr int64_t kBlockBytes = 192 * 1024, kLargeBlockBytes = 640 * 1024;
 constexpr int64_t kLargeFilterBytes = 768 * 1024;
 // Of L1, for a panel: terms of a sum.
 constexpr int64_t kPieceDepth = 256;

@@ -81,7 +81,17 @@ def depthwise_cases(count: int, seed: int) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("case", depthwise_cases(40, seed=2), ids=str)
+# No column of the filter reaches an image so narrow; and blocks of several threads, of both strides.
+MORE_DEPTHWISE_CASES = [
+    (2, 8, 8, 4, 1, (3, 1), (1, 2), (1, 1), (1, 1), 8),
+    (1, 8, 8, 24, 2, (2, 2), (1, 4), (6, 6), (1, 1), 8),
+    (5, 67, 134, 9, 8, (3, 3), (1, 1), (1, 1), (1, 1), 67),
+    (9, 40, 40, 41, 37, (3, 3), (1, 1), (1, 1), (1, 1), 40),
+    (6, 97, 97, 63, 65, (5, 5), (2, 2), (2, 2), (1, 1), 97),
+]
+
+
+@pytest.mark.parametrize("case", [*depthwise_cases(40, seed=2), *MORE_DEPTHWISE_CASES], ids=str)
 def test_depthwise_on_sampled_geometries(isa: str, case: tuple) -> None:
     args = arguments(case, torch.float64)
     assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, torch.float64)
@@ -213,6 +223,10 @@ def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> Non
         chosen(strided, size=14, n=8) == chosen(strided, size=7, n=32) == chosen(strided, size=28, dtype=torch.float64)
     )
     assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == "winograd_s2"
+    grouped = dense._replace(groups=64)
+    assert chosen(grouped, (64, 1, 3, 3)) == chosen(grouped._replace(stride=(2, 2)), (64, 1, 7, 7)) == "depthwise"
+    assert chosen(grouped, (64, 1, 3, 3), dtype=torch.float64) == "depthwise"
+    assert chosen(grouped, (128, 1, 3, 3)) == chosen(dense, (64, 1, 3, 3)) == "direct"
     assert chosen(strided, size=28, shape=(32, 16, 3, 3)) == chosen(strided, size=14, n=8) == "direct"
     for other in (strided._replace(padding=(0, 1)), strided._replace(dilation=(2, 2)), strided._replace(groups=2)):
         assert chosen(other, size=28) == "direct"
@@ -274,11 +288,12 @@ def test_tile_registers_are_left_as_they_were() -> None:
         assert torch.equal(ops.bn_act_conv(*args)[0], y)
 
 
-@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD, "winograd_s2", *IN_PARTS])
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", *WINOGRAD, "winograd_s2", *IN_PARTS])
 def test_same_bits_every_time(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     stride = (2, 2) if algorithm == "winograd_s2" else (1, 1)
-    x, bn, *rest = arguments((4, 32, 48, 30, 29, (3, 3), stride, (1, 1), (1, 1), 1), torch.float32)
+    outputs, groups = (32, 32) if algorithm == "depthwise" else (48, 1)
+    x, bn, *rest = arguments((4, 32, outputs, 30, 29, (3, 3), stride, (1, 1), (1, 1), groups), torch.float32)
 
     def run() -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_(), rest[1].clone().requires_grad_()]

@@ -92,8 +92,8 @@ def build(mode: str, folder: Path, defines: Iterable[str] = (), units: Iterable[
     """
     kernel_flags, runtime_flags = MODES[mode]
     flags = f"{kernel_flags} {' '.join(f'-D{define}' for define in defines)}"
-    compiled = dict.fromkeys(sorted(CUDA.glob("*.cu")) if units is None else units, f"{flags} -I{CUDA}")
-    compiled |= dict.fromkeys(sorted(HERE.glob("*.cpp")), runtime_flags)
+    compiled = dict.fromkeys(_kernels() if units is None else units, f"{flags} -I{CUDA}")
+    compiled |= dict.fromkeys(_runtime(), runtime_flags)
     return _link(mode, folder, compiled, _bindings(folder.parent) if units is None else [])
 
 
@@ -116,9 +116,17 @@ def build_planted(bug: PlantedBug, root: Path) -> Path:
         if not copy.exists() or copy.read_text() != text:
             copy.write_text(text)
     base = build(bug.mode, root / bug.mode).parent
-    sound = [path for path in base.glob("*.o") if path.name != f"{bug.unit}.o"]
+    sound = [base / f"{source.name}.o" for source in (*_kernels(), *_runtime()) if source.name != bug.unit]
     compiled = {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}
     return _link(bug.mode, folder, compiled, [*sound, *_bindings(root)])
+
+
+def _kernels() -> list[Path]:
+    return sorted(CUDA.glob("*.cu"))
+
+
+def _runtime() -> list[Path]:
+    return sorted(HERE.glob("*.cpp"))
 
 
 def _bindings(root: Path) -> list[Path]:

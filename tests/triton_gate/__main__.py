@@ -23,6 +23,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write a row a kernel here")
     parser.add_argument("--write-budget", action="store_true", help="make what was found the budget")
     arguments = parser.parse_args()
+    if arguments.write_budget and (arguments.target or arguments.in_turn):
+        parser.error("--write-budget: expected every case for every target, got --target or --in-turn beside it")
     start, targets = time.perf_counter(), arguments.target or tuple(TARGETS)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         every = repeat(len(TARGETS) if arguments.in_turn else 1)
