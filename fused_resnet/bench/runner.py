@@ -1,6 +1,6 @@
 """The benchmark: a parent that computes nothing, and one child process for each variant of a model.
 
-The children take turns: each round asks every variant for one step, in an order that changes from round to round, and
+The children take turns: each round asks every variant for a step, in an order that changes from round to round, and
 only one works at a time. Ratios are taken within a round, so that a machine that slows down slows all variants. The
 children start under glibc's default allocator and go on under the tuned one, if both are asked for.
 """
@@ -31,6 +31,7 @@ __all__ = ["Progress", "run", "run_settings"]
 
 REFERENCE = "eager"  # the variant that the others are compared with
 WARM_UP_S = 1.0  # of untimed steps, that of the correctness check among them
+TURN_S = 0.25  # of steps in a round; after the others' turns a short one alone would be timed on cold caches
 
 Progress = Callable[[str, int, int], None]  # is told what is done now, how many units of work are done, and of how many
 
@@ -212,13 +213,13 @@ class _Race:
             self.children[variant].ask("warm_up", at_least_s=WARM_UP_S)
 
     def _round(self, index: int) -> dict[str, float]:
-        """One step of each variant, in ms."""
+        """A step of each variant, in ms."""
         variants = list(self.jobs)
         times: dict[str, float] = {}
         for place in turn_order(len(variants), index):
             variant = variants[place]
             self._begin(f"round {index + 1}", variant)
-            reply = self.children[variant].ask("step")
+            reply = self.children[variant].ask("step", at_least_s=TURN_S)
             times[variant] = reply["step_ms"]
             self.peak_bytes[variant] = max(reply["peak_bytes"], self.peak_bytes.get(variant, 0))
         return times

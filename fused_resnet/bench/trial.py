@@ -102,13 +102,16 @@ class Trial:
         reset_peak(self.job.device)
         return steps
 
-    def step_ms(self) -> float:
-        """Wall time of one step in ms, the device's work included."""
+    def step_ms(self, at_least_s: float = 0.0) -> float:
+        """Wall time of a step in ms, the device's work included: the mean of as many as take that long together."""
         self._synchronize()
-        start = time.perf_counter()
-        self._step()
-        self._synchronize()
-        return (time.perf_counter() - start) * 1e3
+        start, spent, steps = time.perf_counter(), 0.0, 0
+        while steps == 0 or spent < at_least_s:
+            self._step()
+            self._synchronize()
+            spent = time.perf_counter() - start
+            steps += 1
+        return spent / steps * 1e3
 
     def peak_bytes(self) -> int:
         """Peak of memory since warm-up."""

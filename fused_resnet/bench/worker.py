@@ -27,7 +27,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "check": lambda trial, path: {"saved_activation_bytes": trial.check(Path(path))},
     "allocator": lambda trial, name: trial.use_allocator(name) or {},
     "warm_up": lambda trial, at_least_s: {"steps": trial.warm_up(at_least_s)},
-    "step": lambda trial: {"step_ms": trial.step_ms(), "peak_bytes": trial.peak_bytes()},
+    "step": lambda trial, at_least_s: {"step_ms": trial.step_ms(at_least_s), "peak_bytes": trial.peak_bytes()},
 }
 
 

@@ -1,5 +1,7 @@
 """What a child process computes, here in this one."""
 
+import time
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -91,6 +93,15 @@ def test_a_step_trains_and_repeats(tmp_path):
     assert subjects[0].step_ms() > 0
     assert not torch.equal(subjects[0].model.fc.weight, before)
     assert subjects[0].model.fc.weight.grad is None
+
+
+def test_short_steps_are_timed_together(monkeypatch):
+    subject, steps = trial("fused"), []
+    monkeypatch.setattr(subject, "_step", lambda: steps.append(time.sleep(0.01)))
+    assert 10 <= subject.step_ms() < 200 and len(steps) == 1
+    steps.clear()
+    mean = subject.step_ms(at_least_s=0.05)
+    assert 2 <= len(steps) <= 5 and mean * len(steps) + 1e-6 >= 50
 
 
 def test_the_step_of_the_check_warms_up_but_where_it_compiles(tmp_path):
