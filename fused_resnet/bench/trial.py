@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -103,15 +104,15 @@ class Trial:
         return steps
 
     def step_ms(self, at_least_s: float = 0.0) -> float:
-        """Wall time of a step in ms, the device's work included: the mean of as many as take that long together."""
+        """Wall time of a step in ms, the device's work included: the median of as many as take that long together."""
+        steps_s: list[float] = []
         self._synchronize()
-        start, spent, steps = time.perf_counter(), 0.0, 0
-        while steps == 0 or spent < at_least_s:
+        while not steps_s or sum(steps_s) < at_least_s:
+            start = time.perf_counter()
             self._step()
             self._synchronize()
-            spent = time.perf_counter() - start
-            steps += 1
-        return spent / steps * 1e3
+            steps_s.append(time.perf_counter() - start)
+        return statistics.median(steps_s) * 1e3
 
     def peak_bytes(self) -> int:
         """Peak of memory since warm-up."""

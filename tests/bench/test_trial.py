@@ -97,11 +97,10 @@ def test_a_step_trains_and_repeats(tmp_path):
 
 def test_short_steps_are_timed_together(monkeypatch):
     subject, steps = trial("fused"), []
-    monkeypatch.setattr(subject, "_step", lambda: steps.append(time.sleep(0.01)))
-    assert 10 <= subject.step_ms() < 200 and len(steps) == 1
+    monkeypatch.setattr(subject, "_step", lambda: steps.append(time.sleep(0.01 if steps else 0.2)))
+    assert subject.step_ms() >= 200 and len(steps) == 1
     steps.clear()
-    mean = subject.step_ms(at_least_s=0.05)
-    assert 2 <= len(steps) <= 5 and mean * len(steps) + 1e-6 >= 50
+    assert 10 <= subject.step_ms(at_least_s=0.3) < 200 and 2 <= len(steps) <= 11  # the first one is an outlier
 
 
 def test_the_step_of_the_check_warms_up_but_where_it_compiles(tmp_path):
