@@ -23,9 +23,13 @@ function themed(layout) {
 }
 
 function drawn(trace) {
-  const themedColor = (c) =>
-    Array.isArray(c) ? c.map(themedColor) : typeof c === "string" && c.startsWith("--") ? color(c.slice(2)) : c;
-  const parts = ["marker", "line", "error_x", "error_y", "insidetextfont"].filter((part) => trace[part]);
+  const themedColor = (c) => { // "--name", or "--name 80", translucent
+    if (Array.isArray(c)) return c.map(themedColor);
+    if (typeof c !== "string" || !c.startsWith("--")) return c;
+    const [name, alpha = ""] = c.slice(2).split(" ");
+    return color(name) + alpha;
+  };
+  const parts = ["marker", "line", "error_x", "error_y"].filter((part) => trace[part]);
   const themedPart = (part) => [part, { ...trace[part], color: themedColor(trace[part].color) }];
   return { ...trace, ...Object.fromEntries(parts.map(themedPart)) };
 }

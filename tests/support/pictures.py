@@ -19,7 +19,7 @@ from fused_resnet.bench.page import results_page
 
 __all__ = ["main", "pages", "shoot"]
 
-FOLDER, RESULTS = Path("docs/images"), Path("benchmarks/results/epyc/resnet.json")
+FOLDER, RESULTS = Path("docs/images"), Path("benchmarks/results/zen5/resnet.json")
 SIZES = {"laptop": (1280, 1500), "phone": (500, 1000)}  # pixels; Chromium has no narrower window
 BATCH, IMAGE_SIZE = 16, 224
 
