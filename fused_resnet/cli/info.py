@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from .errors import BAD_INPUT, shown
 from .options import JsonPath
 from .output import check_writable, write_json
 
@@ -16,7 +17,8 @@ def info(json: JsonPath = None) -> None:
     check_writable(json)
     import fused_resnet
 
-    facts = fused_resnet.info()
+    with shown(BAD_INPUT, ValueError):
+        facts = fused_resnet.info()
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         lines = [f"{key}: {item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]

@@ -1,5 +1,7 @@
 """Bad input gets one line on stderr and exit code 2, before anything runs."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -91,6 +93,14 @@ def test_pictures_need_a_writable_path_and_their_package(capsys, monkeypatch, tm
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert package in error_of(capsys, *command.split(), option, str(tmp_path / "picture"))
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("variable", ["FUSED_RESNET_BACKEND", "FUSED_RESNET_ISA"])
+def test_info_names_a_variable_that_is_wrong(variable):
+    command = [sys.executable, "-m", "fused_resnet", "info"]
+    done = subprocess.run(command, env=os.environ | {variable: "sse9"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"fused-resnet: error: {variable}: expected")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_source_that_is_not_installed(capsys, monkeypatch):
