@@ -91,7 +91,7 @@ def _cards(result: ProfileResult) -> list[tuple[str, str, str]]:
 
 def _timeline(result: ProfileResult) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     data = []
-    alpha = {"forward": "", "backward": " b3", "optimizer": " 66"}
+    alpha = {"forward": "", "backward": " b3", "optimizer": " 66"}  # hexadecimal, behind a name of the page's colors
     for phase in PHASES:
         data.append(
             {
