@@ -98,6 +98,7 @@ class BlockClock:
 
     def __exit__(self, *exception: object) -> None:
         self._handles.close()
+        self._watched = None  # it would keep the step's graph, and that the heap's end, from the next step
 
     def _call(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         self._forward.append((HEAD, self._now()))  # of the call before

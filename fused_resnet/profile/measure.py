@@ -64,7 +64,7 @@ def run(
         raise ValueError(f"steps: expected at least 1, got {steps}")
     forward = _forward(inputs, targets, loss, forward)
     session = _Session(model, name or type(model).__name__, forward, optimizer, _device(model, inputs))
-    total = WARM_UP + 2 * steps + 4
+    total = WARM_UP + 2 * len(VARIANTS) * steps + 4
     done = 0
 
     def begin(doing: str) -> None:
@@ -77,11 +77,13 @@ def run(
         for _ in range(WARM_UP):
             begin("warm-up")
             session.warm_up()
+        ways = [("", Trainee.time_bare), (", with clocks", Trainee.timed)]
         for index in range(steps):
-            begin(f"step {index + 1}")
-            session.each(lambda trainee: trainee.bare.append(trainee.bare_ms()))
-            begin(f"step {index + 1}, with clocks")
-            session.each(lambda trainee: trainee.timed())
+            for variant, trainee in session.trainees.items():
+                for suffix, action in ways:
+                    begin(f"step {index + 1}, {variant}{suffix}")
+                    action(trainee)
+            ways.reverse()  # a machine that slows down then slows both alike
         begin("count")
         session.each(lambda trainee: trainee.count())
         begin("torch.profiler")
@@ -91,7 +93,7 @@ def run(
         begin("done")
     except KeyboardInterrupt:
         session.interrupted = True
-        if any(len(trainee.steps) == 0 or not trainee.bare for trainee in session.trainees.values()):
+        if any(not trainee.steps or not trainee.bare for trainee in session.trainees.values()):
             raise
     return session.result(steps)
 
@@ -124,7 +126,7 @@ class _Session:
             self.each(lambda trainee: trainee.warm_up())
 
     def each(self, action: Callable[[Trainee], object]) -> None:
-        """Does the same for both, always in one order: so every step, bare or with clocks, follows one of the other."""
+        """Does the same for both."""
         for trainee in self.trainees.values():
             action(trainee)
 

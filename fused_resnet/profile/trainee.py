@@ -64,6 +64,10 @@ class Trainee:
         self.wait()
         return 1e3 * (time.perf_counter() - start)
 
+    def time_bare(self) -> None:
+        """As :meth:`bare_ms`, kept."""
+        self.bare.append(self.bare_ms())
+
     def timed(self) -> None:
         """A step with a clock at each phase and block."""
         marks: list[tuple[str, float]] = []
@@ -119,7 +123,7 @@ class Trainee:
         return self.steps[self._median] | {"bare": median(self.bare)}
 
     def clocks_overhead(self) -> float:
-        """How much longer a step takes with clocks than the bare one before it, as a share: the median over steps."""
+        """How much longer a step takes with clocks than the bare one beside it, as a share: the median over steps."""
         return median(step["step"] / bare for step, bare in zip(self.steps, self.bare, strict=False)) - 1
 
     @property

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import fused_resnet
-from fused_resnet.bench import BenchError, child, run, runner
+from fused_resnet.bench import BenchError, fork_server, run, runner
 from fused_resnet.bench.child import Child
+from fused_resnet.bench.fork_server import ForkServer
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.variants import VARIANTS
 
@@ -39,7 +40,7 @@ def planted_worker(tmp_path, monkeypatch):
             "worker.main()\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(Path(fused_resnet.__file__).parents[1]))
-        monkeypatch.setattr(child, "WORKER", (sys.executable, str(script)))
+        monkeypatch.setattr(fork_server, "WORKER", (sys.executable, str(script)))
 
     return plant
 
@@ -64,12 +65,14 @@ def test_a_run(monkeypatch):
     environment = result.environment
     assert environment["fused_resnet"] == fused_resnet.__version__ and environment["threads"] == 1
     assert environment["correctness"][0]["relative_errors"]["fused"]["gradients"] < 1e-1
-    assert all(child._process.poll() is not None for child in children)
+    assert not any(is_running(child.pid) for child in children)
 
 
 def test_both_allocators_take_one_process_a_variant(monkeypatch):
     started, asked, done = [], [], []
-    monkeypatch.setattr(runner, "Child", lambda job, allocator: started.append(allocator) or Child(job, allocator))
+    monkeypatch.setattr(
+        runner, "ForkServer", lambda allocator, n: started.append(allocator) or ForkServer(allocator, n)
+    )
     ask = Child.ask
     monkeypatch.setattr(Child, "ask", lambda self, do, **arguments: asked.append(do) or ask(self, do, **arguments))
     settings = TINY | {"variants": ["eager"], "allocators": ["default", "tuned"]}
@@ -128,7 +131,7 @@ def test_stray_output_does_not_reach_the_protocol_and_the_environment_does(plant
         assert (os.environ["MALLOC_TOP_PAD_"], os.environ["OMP_NUM_THREADS"]) == ("268435456", "1")
         return model
     """)
-    with Child(job(), "tuned") as subject:
+    with ForkServer("tuned", 1) as server, Child(job(), server) as subject:
         assert subject.receive()["threads"] == 1
         assert subject.ask("step", at_least_s=0)["step_ms"] > 0
 
@@ -139,7 +142,8 @@ def test_a_child_that_dies_says_its_last_words(planted_worker):
         os._exit(11)
     """)
     with (
-        Child(job(), "default") as subject,
+        ForkServer("default", 1) as server,
+        Child(job(), server) as subject,
         pytest.raises(BenchError, match=r"ended with code 11: .*segmentation of some"),
     ):
         subject.receive()
@@ -148,7 +152,8 @@ def test_a_child_that_dies_says_its_last_words(planted_worker):
 def test_a_child_that_raises_is_reported(planted_worker):
     planted_worker("raise ValueError('expected this, got that')")
     with (
-        Child(job(), "default") as subject,
+        ForkServer("default", 1) as server,
+        Child(job(), server) as subject,
         pytest.raises(BenchError, match="fused: ValueError: expected this, got that"),
     ):
         subject.receive()
@@ -161,10 +166,10 @@ def test_a_child_ends_with_its_parent_even_in_mid_step(planted_worker, tmp_path)
     """)
     parent = f"""
 import time, pathlib
-from fused_resnet.bench import child, settings
-child.WORKER = {child.WORKER!r}
-subject = child.Child(settings.Job(*{tuple(job())!r}), "default")
-print(subject._process.pid, flush=True)
+from fused_resnet.bench import child, fork_server, settings
+fork_server.WORKER = {fork_server.WORKER!r}
+subject = child.Child(settings.Job(*{tuple(job())!r}), fork_server.ForkServer("default", 1))
+print(subject.pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
