@@ -45,7 +45,7 @@ class ForkServer:
         with its_end:
             self._process = subprocess.Popen(
                 command or WORKER,
-                stdin=its_end,
+                stdin=its_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 start_new_session=True,

@@ -60,7 +60,7 @@ def run_settings(
     try:
         with ExitStack() as stack:
             servers = [
-                (allocators, stack.enter_context(ForkServer(allocators[0], settings.threads)))
+                (allocators, stack.enter_context(ForkServer(allocators[0], settings.thread_count)))
                 for allocators in stages(settings.allocators)
             ]
             races = [

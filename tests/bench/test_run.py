@@ -128,10 +128,10 @@ def test_stray_output_does_not_reach_the_protocol_and_the_environment_does(plant
     planted_worker("""
         print('{"step_ms": 0}', flush=True)
         os.system("echo from C")
-        assert (os.environ["MALLOC_TOP_PAD_"], os.environ["OMP_NUM_THREADS"]) == ("268435456", "1")
+        assert (os.environ["MALLOC_TOP_PAD_"], os.environ["OMP_NUM_THREADS"]) == ("268435456", "3")
         return model
     """)
-    with ForkServer("tuned", 1) as server, Child(job(), server) as subject:
+    with ForkServer("tuned", 3) as server, Child(job(), server) as subject:
         assert subject.receive()["threads"] == 1
         assert subject.ask("step", at_least_s=0)["step_ms"] > 0
 
