@@ -66,7 +66,7 @@ def store(choices: dict[str, str]) -> None:
                 json.dump(document, file, indent=1, sort_keys=True)
                 file.flush()
                 os.replace(file.name, path)
-            except OSError:
+            except BaseException:
                 os.unlink(file.name)
                 raise
     clear_cache()
@@ -90,6 +90,6 @@ def _read(path: Path) -> dict[str, str]:
         return {str(k): str(v) for k, v in document["choices"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"fused_resnet ignores {path}: {error!r}", RuntimeWarning, stacklevel=2)
         return {}

@@ -5,50 +5,60 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .fork_server import BenchError, ForkServer, last_words
-from .settings import Job
+from .settings import ALLOCATORS, Job
 
 __all__ = ["BenchError", "Child"]
 
+WORKER = (sys.executable, "-m", "fused_resnet.bench.worker")
+# torch.compile starts processes for Triton's kernels ahead of use; it has none on the CPU.
+COMPILER = {"cpu": {"TORCH_WARM_POOL": "0"}, "cuda": {}}
+
+
+class BenchError(RuntimeError):
+    """A benchmark that cannot give a result: a child failed or died, or a variant computes something else."""
+
 
 class Child:
-    """A process of ``server`` with a job. It lives no longer than its ``with`` block, nor than this one.
+    """A process of ``command``, else of :mod:`.worker`. It lives no longer than its ``with`` block, nor than this one.
 
     It has a session of its own, so that Ctrl-C reaches the parent only. Its standard error goes to a file, which cannot
     block it as a pipe could.
     """
 
-    def __init__(self, job: Job, server: ForkServer, name: str | None = None) -> None:
-        self.name = name or f"{job.model}, variant {job.variant}"  # in errors
-        self._server = server
-        self._status: int | None = None  # of its exit
+    def __init__(self, job: Job, allocator: str, command: Sequence[str] | None = None) -> None:
+        self.name = f"{job.model}, variant {job.variant}"
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in __exit__
-        its_stdin, requests = os.pipe()
-        replies, its_stdout = os.pipe()
-        self._requests, self._replies = os.fdopen(requests, "w"), os.fdopen(replies)
-        try:
-            self.pid = server.start([its_stdin, its_stdout, self._stderr.fileno()], afresh=job.device != "cpu")
-        except BenchError as error:
-            raise BenchError(f"{self.name}: {error}") from None
-        finally:
-            os.close(its_stdin)
-            os.close(its_stdout)
+        self._process = subprocess.Popen(
+            command or WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            start_new_session=True,
+            env=os.environ | ALLOCATORS[allocator] | COMPILER[job.device] | {"OMP_NUM_THREADS": str(job.threads)},
+        )
         self.send(**job._asdict())
 
     def send(self, **request: Any) -> None:
         """Writes a request; its reply is still to be read with :meth:`receive`."""
+        assert self._process.stdin is not None
         with suppress(OSError):  # where it died, receive() says of what
-            print(json.dumps(request), file=self._requests, flush=True)
+            print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def receive(self) -> dict[str, Any]:
         """The reply to the oldest request without one. Raises BenchError where the child failed or died."""
-        line = self._replies.readline()
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
-            raise BenchError(f"{self.name}: the process ended with code {self._wait()}: {last_words(self._stderr)}")
+            code = self._process.wait()
+            raise BenchError(f"{self.name}: the process ended with code {code}: {self._last_words()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise BenchError(f"{self.name}: {reply['error']}")
@@ -63,17 +73,13 @@ class Child:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for kill in (os.kill, os.killpg):  # its session too: torch.compile has started processes of its own
-            with suppress(ProcessLookupError):
-                kill(self.pid, signal.SIGKILL)
-        with suppress(BenchError):  # a server that died has no children to wait for
-            self._wait()
-        for stream in (self._requests, self._replies, self._stderr):
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # its session: torch.compile has started processes of its own
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
             with suppress(OSError):  # what a dead child did not read
-                stream.close()
+                stream.close()  # type: ignore[union-attr]
 
-    def _wait(self) -> int:
-        """Its exit status, once it has ended."""
-        if self._status is None:
-            self._status = self._server.wait(self.pid)
-        return self._status
+    def _last_words(self, lines: int = 3) -> str:
+        self._stderr.seek(0)
+        return " | ".join(self._stderr.read().split("\n")[-lines - 1 :]).strip(" |") or "nothing on stderr"

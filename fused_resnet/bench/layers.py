@@ -12,7 +12,6 @@ from typing import Any
 
 from . import environment
 from .child import BenchError, Child
-from .fork_server import ForkServer
 from .geometry import OURS, PASSES, STOCK, Layer, convolutions
 from .result import BenchResult
 from .settings import Job, Settings
@@ -54,8 +53,8 @@ def run_layers(
         found = {job: convolutions(job.model, job.batch, job.image_size) for job in jobs}
         total = sum(map(len, found.values())) * len(PASSES)
         for job, layers in found.items():
-            name = f"{job.model}, layers"
-            with ForkServer(ALLOCATOR, job.threads, WORKER) as server, Child(job, server, name) as child:
+            with Child(job, ALLOCATOR, WORKER) as child:
+                child.name = f"{job.model}, layers"
                 result.environment |= child.receive()
                 peak = child.ask("peak")["flop_per_s"]
                 result.environment["multiply_add_peak_flop_per_s"][job.model] = peak

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from . import correctness, environment
 from .allocator import stages
 from .child import Child
-from .fork_server import ForkServer
 from .result import BenchResult
 from .settings import DTYPES, Settings
 from .summary import row, turn_order
@@ -59,14 +58,10 @@ def run_settings(
     series_left = len(settings.models) * len(settings.allocators)
     try:
         with ExitStack() as stack:
-            servers = [
-                (allocators, stack.enter_context(ForkServer(allocators[0], settings.thread_count)))
-                for allocators in stages(settings.allocators)
-            ]
             races = [
-                stack.enter_context(_Race(settings, model, allocators, server, steps))
+                stack.enter_context(_Race(settings, model, allocators, steps))
                 for model in settings.models
-                for allocators, server in servers
+                for allocators in stages(settings.allocators)
             ]
             for race, following in zip_longest(races, races[1:]):
                 with race:
@@ -105,17 +100,14 @@ class _Steps:
 
 
 class _Race:
-    """The variants of one model, each in its child process of ``server``, under the first of ``allocators``.
+    """The variants of one model, each in its child process, which starts under the first of ``allocators``.
 
-    The children live no longer than the ``with`` block. Those that compile do so beside
-    those of the race before, when nothing is timed: a compiler leaves cores idle.
+    The children live no longer than the ``with`` block. Those that compile do so beside those of the race before, when
+    nothing is timed; the checks of the others, whose threads would wait for each other beside a compiler, come then.
     """
 
-    def __init__(
-        self, settings: Settings, model: str, allocators: Sequence[str], server: ForkServer, steps: _Steps
-    ) -> None:
+    def __init__(self, settings: Settings, model: str, allocators: Sequence[str], steps: _Steps) -> None:
         self.settings, self.model, self.allocators, self.steps = settings, model, allocators, steps
-        self.server = server
         self.allocator = allocators[0]
         self.jobs = {variant: settings.job(model, variant) for variant in settings.compared}
         self.children: dict[str, Child] = {}
@@ -183,7 +175,7 @@ class _Race:
         """Starts the children that compile, or the others, if they do not run yet; a compiler goes to work at once."""
         names = [v for v in self.jobs if VARIANTS[v].compiles == compiling and v not in self.children]
         for variant in names:
-            self.children[variant] = self._stack.enter_context(Child(self.jobs[variant], self.server))
+            self.children[variant] = self._stack.enter_context(Child(self.jobs[variant], self.allocator))
             if compiling:
                 self._ask_for_answer(variant)
         return names
@@ -202,7 +194,7 @@ class _Race:
 
     def _reference(self) -> Answer:
         """The answer of a variant that does not take part."""
-        with Child(self.settings.job(self.model, REFERENCE), self.server) as child:
+        with Child(self.settings.job(self.model, REFERENCE), self.allocator) as child:
             child.receive()
             child.ask("check", path=str(self._answer_path(REFERENCE)))
         return _load(self._answer_path(REFERENCE))

@@ -126,11 +126,6 @@ class Settings:
         return self._defaults[0] if self.variants is None else self.variants
 
     @property
-    def thread_count(self) -> int:
-        """The threads of each child process."""
-        return self.threads or available_cores()
-
-    @property
     def left_out(self) -> dict[str, str]:
         """Why a default variant does not take part, by its name; empty where the variants were chosen."""
         return self._defaults[1] if self.variants is None else {}
@@ -142,8 +137,10 @@ class Settings:
     def job(self, model: str, variant: str) -> Job:
         """What the child process of a variant has to know."""
         batch = self.batch or DEFAULT_BATCHES.get(model, OTHER_BATCH)
-        options = (self.mode, batch, self.image_size, self.dtype, self.device)
-        return Job(model, variant, *options, threads=self.thread_count, seed=self.seed)
+        threads = self.threads or available_cores()
+        return Job(
+            model, variant, self.mode, batch, self.image_size, self.dtype, self.device, threads=threads, seed=self.seed
+        )
 
 
 def check_known(field: str, names: Iterable[str], known: Mapping[str, object] | Sequence[str]) -> None:

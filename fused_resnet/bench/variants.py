@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -78,15 +77,13 @@ def _stock(model: nn.Module, images: Tensor) -> nn.Module:
 def _compile(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     import torch
 
-    if images.device.type == "cpu":
-        os.environ.setdefault("TORCH_WARM_POOL", "0")  # of processes that would compile Triton's kernels, and no others
     return torch.compile(_stock(model, images))
 
 
 def _compile_freeze(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     import torch
 
-    compiled = _compile(model, images)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(_stock(model, images))
     # Both are read when the first call traces the model; torch.compile's options would come too late for the tracer.
     with torch._inductor.config.patch(freezing=True), torch.no_grad():
         compiled(images)

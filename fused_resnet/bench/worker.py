@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .environment import facts
-from .fork_server import serve_copies
 from .settings import Job
 from .trial import Trial
 
@@ -40,10 +39,8 @@ def main() -> None:
 def serve(prepare: Callable[[Job], Any], commands: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
     """Serves the parent until it closes stdin, or until something fails.
 
-    Where this process is a fork server, each of its copies does. ``prepare`` makes of the job what each command takes
-    as its first argument.
+    ``prepare`` makes of the job what each command takes as its first argument.
     """
-    serve_copies()
     replies = _private_stdout()
     requests = _requests()
 

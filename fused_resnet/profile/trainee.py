@@ -84,9 +84,9 @@ class Trainee:
         for (phase, start), (_, end) in pairwise(marks):
             spans[phase].append((start, end))
         times = {phase: 1e3 * sum(end - start for start, end in spans[phase]) for phase in PHASES}
-        self.steps.append(times | {"step": 1e3 * (marks[-1][1] - marks[0][1])})
         forward, backward = self.clock.forward_ms(spans["forward"]), self.clock.backward_ms(spans["backward"])
         self.parts.append({"forward_ms": forward, "backward_ms": backward})
+        self.steps.append(times | {"step": 1e3 * (marks[-1][1] - marks[0][1])})  # last, as it says that there is one
 
     def count(self) -> None:
         """A forward and backward that counts bytes, FLOP, and what is kept."""
