@@ -116,12 +116,12 @@ def command_of(part: Part, kept: Path, sanitizer: str | None) -> list[str]:
 
 
 def _outcome(part: Part, kept: Path, left_s: float, device: str) -> dict[str, Any]:
-    """What became of a part; ``ok`` is None where it cannot run here."""
+    """What became of a part; ``ok`` is None where it cannot run here, or no time is left."""
     sanitizer = shutil.which("compute-sanitizer") if device == "cuda" else None
     if part.sanitizer and sanitizer is None:
         return {"ok": None, "tail": "compute-sanitizer is not installed", "rows": []}
     if left_s <= 0:
-        return {"ok": False, "tail": "not started: no time left", "rows": []}
+        return {"ok": None, "tail": "not started: no time left", "rows": []}
     # PyTorch's cache would hide where one tensor ends and the next begins.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part.sanitizer else {}
     done = run(command_of(part, kept, sanitizer), min(part.limit_s, left_s), environment)
@@ -193,14 +193,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(plan: Plan | None = None, folder: Path = Path("."), budget_s: float = BUDGET_S) -> int:
-    """Runs everything and writes ``gpu-check.json`` and ``gpu-check.md``; 0 where all passed, 2 without a device."""
+    """Runs everything and writes ``gpu-check.json`` and ``gpu-check.md``; 0 where none failed, 2 without a device."""
     deadline = time.monotonic() + budget_s
     if plan is None:
         if reason := backends()["cuda"].unavailable:
             print(f"gpu-check: {reason}", file=sys.stderr)
             return 2
         plan = device_plan(batch_that_fits(torch.cuda.get_device_properties(0).total_memory))
-    waiting = {"ok": False, "tail": "not started", "rows": []}
+    waiting = {"ok": None, "tail": "not started", "rows": []}
     result: dict[str, Any] = {"facts": _facts(plan.device), "parts": dict.fromkeys(plan.parts, waiting)}
     with tempfile.TemporaryDirectory() as temporary:
         if plan.device == "cpu":  # answers that mean nothing

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 # On a GPU Triton is what torch.compile runs on, and its interpreter would take that place.
-ON_GPU = not {"gpu", "-mgpu"}.isdisjoint(sys.argv)
+_MARKS = [mark.removeprefix("-m") for option, mark in pairwise(sys.argv) if "-m" in (option, mark[:2])]
+ON_GPU = any(re.search(r"\bgpu\b", mark) and "not gpu" not in mark for mark in _MARKS)
 INTERPRETED = find_spec("triton") is not None and not ON_GPU
 collect_ignore_glob = ["backends/test_triton*.py"] if ON_GPU else []
 

@@ -1,4 +1,4 @@
-"""The Triton backend beyond the shared op suite: shipped tiles, program orders, 64-bit offsets, tuning, its absence."""
+"""The Triton backend beyond the shared op suite: shipped tiles, program orders, tuning, its absence."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cases import image
+from support.cases import batch_norm, image
 
 pytest.importorskip("triton")
 from support.parity import assert_parity, randomise_batch_norms, weighted_sum
 from support.precision import convolutions_in
-from triton_strict import checks, only_programs, program_order
+from triton_strict import checks, program_order
 from triton_strict.checks import tensors
 
 import fused_resnet
@@ -27,6 +27,8 @@ from fused_resnet.backends.triton import configs, conv_choice, launch, tuning
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Each kernel in float16, too.
+ORDERED = [(c, d) for c in checks.CASES for d in TYPES[: 3 if c in (*checks.ALIGNED, *checks.POINTWISE) else 2]]
 TILES = [(d, tile) for d in TYPES for tile in (*configs.PRODUCT[d.itemsize], *configs.UNALIGNED[d.itemsize])]
 
 
@@ -86,8 +88,26 @@ def _large(x: torch.Tensor) -> tuple:
     return torch.randn_like(x), x - 100, bn, None, None, Activation("silu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda v: str(v).removeprefix("torch."))
-@pytest.mark.parametrize("case", checks.CASES)
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda v: str(v).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "case", ["bn_add_act_backward", "contiguous", "bn_act_max_pool_backward", "channel_statistics"]
+)
+def test_programs_that_walk_several_tiles(case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel that sums: two or three tiles a program, the last ones short or empty."""
+    monkeypatch.setattr(configs, "POINTWISE", ((1024, 2),))
+    monkeypatch.setitem(checks.CASES, "contiguous", ("bn_add_act_backward", _with_two_norms))
+    one = checks.check(backend, case, dtype)
+    monkeypatch.setattr(configs, "PARTS", 4)
+    several = checks.check(backend, case, dtype)
+    assert not all(torch.equal(a, b) for a, b in zip(one, several, strict=True))  # summed in another order
+
+
+def _with_two_norms(dtype: torch.dtype) -> tuple:
+    g_out, x, residual = (image(2, 5, 37, 61, dtype=dtype, layout="contiguous") for _ in range(3))
+    return g_out, x, batch_norm(5), residual, batch_norm(5), Activation("silu")
+
+
+@pytest.mark.parametrize(("case", "dtype"), ORDERED, ids=lambda v: str(v).removeprefix("torch."))
 def test_same_bits_in_ten_program_orders(case: str, dtype: torch.dtype) -> None:
     results = []
     for seed in range(10):
@@ -120,17 +140,6 @@ def test_training_step_of_a_block(block: str, conv: str, monkeypatch: pytest.Mon
         before = sum(fused_resnet.backends.fallbacks().values())
         assert_parity(randomise_batch_norms(model), weighted_sum(torch.randn(2, 16, 6, 6)))
     assert sum(fused_resnet.backends.fallbacks().values()) == before
-
-
-def test_offsets_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last program of a tensor with more elements than 32 bits count; memory is reserved, hardly touched."""
-    pixels, channels = 2**21 + 3, 1024
-    x = torch.empty(pixels * channels, dtype=torch.bfloat16)
-    x[-channels:] = torch.arange(channels)
-    x = x.view(1, pixels, 1, channels).permute(0, 3, 1, 2)
-    with only_programs(lambda count: {count - 1}):
-        out = backend.bn_add_act(x, None, None, None, Activation("identity"))
-    assert torch.equal(out[0, -64:, -1, 0], x[0, -64:, -1, 0])
 
 
 def test_float32_products_follow_pytorchs_setting() -> None:
@@ -205,11 +214,16 @@ def test_gelu_on_tensor_cores_may_take_all_registers() -> None:
 
 
 @pytest.mark.parametrize("case", checks.CASES)
-def test_tuning_changes_no_argument(case: str) -> None:
+def test_tuning_changes_no_argument(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, arguments = checks.CASES[case]
     args = arguments(torch.float32)
     before = [t.clone() for t in tensors(args)]
-    tune_by_a_clock_that_likes_the_last(lambda: checks.function_of(backend, function)(*args))
+    with tiles_of_launches(monkeypatch) as tiles:
+        found = tune_by_a_clock_that_likes_the_last(lambda: checks.function_of(backend, function)(*args))
+    if case in checks.ALIGNED:
+        candidates = configs.PRODUCT[4]
+        assert len(candidates) > 1 and all(len(t.ms) == len(candidates) for t in found)
+        assert {tile[:3] for tile in candidates} <= {tuple(t.values()) for t in tiles}
     assert all(torch.equal(a, b) for a, b in zip(tensors(args), before, strict=True))
 
 

@@ -67,6 +67,26 @@ def sum_without_other_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def copy_without_other_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n))
+
+
+@triton.jit
+def gather_without_other_kernel(x_ptr, index_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + tl.load(index_ptr + i, mask=i < n)))
+
+
+@triton.jit
+def arithmetic_kernel(x_ptr, y_ptr, out_ptr, SUBTRACT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    y = tl.load(y_ptr + i)
+    tl.store(out_ptr + i, x - y if SUBTRACT else x + y)
+
+
+@triton.jit
 def squares_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i)
@@ -173,6 +193,21 @@ def test_masked_lanes_are_poison(dtype: torch.dtype) -> None:
     assert out.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
+def test_masked_lanes_of_integers_are_poison(dtype: torch.dtype) -> None:
+    out = torch.zeros(128, dtype=dtype)
+    copy_without_other_kernel[(1,)](torch.ones(100, dtype=dtype), out, 100, BLOCK=128)
+    assert (out[:100] == 1).all() and (out[100:] == torch.iinfo(dtype).max // 3).all()
+
+
+def test_a_masked_lane_is_no_index() -> None:
+    x, index, out = torch.randn(16), torch.arange(16, dtype=torch.int32), torch.empty(16)
+    gather_without_other_kernel[(1,)](x, index, out, 16, BLOCK=16)
+    assert torch.equal(out, x)
+    with pytest.raises(KernelError, match="load out of bounds"):
+        gather_without_other_kernel[(1,)](x, index, out, 15, BLOCK=16)
+
+
 def test_misaligned_access() -> None:
     with pytest.raises(KernelError, match="misaligned load of x_ptr for its 4-byte elements"):
         byte_offset_kernel[(1,)](torch.zeros(16), torch.empty(8), BLOCK=8)
@@ -220,6 +255,21 @@ def test_programs_run_in_the_order_of_the_seed() -> None:
 def test_offset_beyond_32_bits() -> None:
     with pytest.raises(KernelError, match="overflow: multiply of 32-bit integers"):
         offset_kernel[(4,)](torch.empty(8), torch.empty(32), 2**30, BLOCK=8)
+
+
+@pytest.mark.parametrize(("subtract", "name", "sign"), [(False, "add", 1), (True, "subtract", -1)], ids=["add", "sub"])
+def test_sums_beyond_32_bits(subtract: bool, name: str, sign: int) -> None:
+    least, most = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
+    x = torch.full((8,), least if subtract else most, dtype=torch.int32)
+    y, out = torch.zeros(8, dtype=torch.int32), torch.empty(8, dtype=torch.int32)
+    arithmetic_kernel[(1,)](x, y, out, SUBTRACT=subtract, BLOCK=8)
+    assert torch.equal(out, x)
+    y[5] = 1
+    with pytest.raises(KernelError, match=f"overflow: {name} of 32-bit integers"):
+        arithmetic_kernel[(1,)](x, y, out, SUBTRACT=subtract, BLOCK=8)
+    wide = torch.empty(8, dtype=torch.int64)
+    arithmetic_kernel[(1,)](x.long(), y.long(), wide, SUBTRACT=subtract, BLOCK=8)
+    assert torch.equal(wide, x.long() + sign * y.long())
 
 
 def test_only_some_programs() -> None:

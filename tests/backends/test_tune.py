@@ -36,7 +36,10 @@ def test_default_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tune.tune_file() == Path("/somewhere/fused_resnet/tune.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0, "choices": {}}', '{"version": 1}', "\x00\xff"])
+_DEEP = pytest.param('{"version": 1, "choices": ' + "[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0, "choices": {}}', '{"version": 1}', "\x00\xff", _DEEP])
 def test_a_broken_file_counts_as_empty_and_is_replaced(file: Path, text: str) -> None:
     file.parent.mkdir()
     file.write_text(text)

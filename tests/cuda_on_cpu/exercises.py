@@ -1,14 +1,18 @@
 """Small runs of each kernel family beside the reference in float64, for builds in which something may be wrong.
 
 ``python exercises.py MODULE FAMILY ...`` runs some on a module of :mod:`cuda_on_cpu.build`. The shapes have tails in
-every direction, threads without a channel, several blocks, and tensors that are not aligned to 16 bytes.
+every direction, threads without a channel, several blocks, and tensors that are not aligned to 16 bytes. What is named
+by its family alone is in float32, the convolutions in float16.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from cuda_on_cpu import build
@@ -16,48 +20,63 @@ from cuda_on_cpu.conv_exercises import CONV_EXERCISES, CONV_TOLERANCE
 from torch import Tensor
 
 from fused_resnet.backends import cuda, reference
-from fused_resnet.backends.arguments import Activation, BatchNorm, MaxPool
+from fused_resnet.backends.arguments import Activation, BatchNorm, MaxPool, accumulate_dtype
 from fused_resnet.backends.cuda import native
 
-__all__ = ["EXERCISES", "verify"]
+__all__ = ["EXERCISES", "TYPED_EXERCISES", "same_bits", "verify"]
 
 # What came, and what it should be in float64.
 Pair = tuple[Tensor, Tensor]
 
-SHAPES = [(6, 12, 13, 11), (3, 7, 5, 3), (1, 3, 47, 49)]
+# The last has whole packs of a channel, of each type.
+SHAPES = [(6, 12, 13, 11), (3, 7, 5, 3), (1, 3, 47, 49), (2, 5, 8, 12)]
+# What a result may differ from float64 by: the rounding of what is stored, and of sums. Positions are exact.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.uint8: 0.0}
 ACTIVATION = Activation("silu")
 POOL = MaxPool((3, 2), (2, 1), (1, 1))
 
 
 def verify(family: str) -> None:
     """Raises AssertionError where the results of a family are not those of the reference."""
-    tolerance = CONV_TOLERANCE if family in CONV_EXERCISES else 1e-5
-    for i, (got, want) in enumerate(EXERCISES[family]()):
+    for i, (got, want) in enumerate(_ALL[family]()):
+        tolerance = CONV_TOLERANCE if family in CONV_EXERCISES else TOLERANCE[got.dtype]
         error = ((got.double() - want).norm() / want.norm()).item()
         if not error <= tolerance:
             raise AssertionError(f"{family}: result {i}, shape {list(got.shape)}: error {error:.3g}")
 
 
-def _image(shape: tuple[int, ...], layout: str) -> Tensor:
-    x = torch.randn(shape) + 0.5
+def same_bits(family: str) -> None:
+    """Raises AssertionError where results depend on the order in which threads and blocks run."""
+    first = None
+    for seed in range(10):
+        with mock.patch.dict(os.environ, CUDA_ON_CPU_SEED=str(seed)):
+            results = [got for got, _ in _ALL[family]()]
+        first = first or results
+        if not all(torch.equal(a, b) for a, b in zip(first, results, strict=True)):
+            raise AssertionError(f"{family}: other bits with seed {seed}")
+
+
+def _image(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
+    x = (torch.randn(shape) + 0.5).to(dtype)
     if layout == "unaligned":  # one element after an allocation of 16-byte alignment
         n, c, h, w = shape
-        return torch.empty(x.numel() + 1)[1:].view(n, h, w, c).copy_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        room = torch.empty(x.numel() + 1, dtype=dtype)[1:]
+        return room.view(n, h, w, c).copy_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
 
 def _images(
-    count: int, layouts: tuple[str, ...] = ("channels_last", "contiguous", "unaligned")
+    count: int, dtype: torch.dtype, layouts: tuple[str, ...] = ("channels_last", "contiguous", "unaligned")
 ) -> Iterator[list[Tensor]]:
     torch.manual_seed(0)
     for shape in SHAPES:
         for layout in layouts:
-            yield [_image(shape, layout) for _ in range(count)]
+            yield [_image(shape, layout, dtype) for _ in range(count)]
 
 
 def _batch_norm(x: Tensor) -> BatchNorm:
-    vectors = [torch.randn(x.shape[1]) for _ in range(3)]
-    return BatchNorm(vectors[0], torch.rand(x.shape[1]) + 0.5, *vectors[1:], 1e-5)
+    mean, weight, bias = (torch.randn(x.shape[1], dtype=accumulate_dtype(x.dtype)) for _ in range(3))
+    return BatchNorm(mean, torch.rand_like(mean) + 0.5, weight, bias, 1e-5)
 
 
 def _wide(bn: BatchNorm) -> BatchNorm:
@@ -68,43 +87,45 @@ def _pairs(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> Iterator[Pair]:
     yield from ((g, w.double()) for g, w in zip(got, want, strict=True))
 
 
-def channel_statistics() -> Iterator[Pair]:
-    for (y,) in _images(1):
+def channel_statistics(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for (y,) in _images(1, dtype):
         yield from _pairs(cuda.channel_statistics(y), reference.channel_statistics(y.double()))
 
 
-def channel_statistics_backward() -> Iterator[Pair]:
-    for y, g_y in _images(2):
-        mean, g_mean, g_var = (torch.randn(y.shape[1]) * 100 for _ in range(3))
+def channel_statistics_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for y, g_y in _images(2, dtype):
+        mean, g_mean, g_var = (torch.randn(y.shape[1], dtype=accumulate_dtype(dtype)) * 100 for _ in range(3))
         args = (g_y, g_mean, g_var, y, mean)
         got = cuda.channel_statistics_backward(*args)
         yield got, reference.statistics_backward(*(t.double() for t in args))
 
 
-def bn_add_act() -> Iterator[Pair]:
-    for x, residual in _images(2):
+def bn_add_act(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for x, residual in _images(2, dtype):
         bn, residual_bn = _batch_norm(x), _batch_norm(x)
         got = cuda.bn_add_act(x, bn, residual, residual_bn, ACTIVATION)
         yield got, reference.bn_add_act(x.double(), _wide(bn), residual.double(), _wide(residual_bn), ACTIVATION)
 
 
-def bn_add_act_backward() -> Iterator[Pair]:
-    for x, residual, g in _images(3):
+def bn_add_act_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for x, residual, g in _images(3, dtype):
         bn, residual_bn = _batch_norm(x), _batch_norm(x)
         got = cuda.bn_add_act_backward(g, x, bn, residual, residual_bn, ACTIVATION)
         wide = (g.double(), x.double(), _wide(bn), residual.double(), _wide(residual_bn))
         yield from _pairs(got, reference.bn_add_act_backward(*wide, ACTIVATION))
 
 
-def bn_act_max_pool() -> Iterator[Pair]:
-    for (x,) in _images(1, ("channels_last", "unaligned")):
-        bn = _batch_norm(x)._replace(bias=torch.full((x.shape[1],), -4.0))  # negative windows: padding must not win
+def bn_act_max_pool(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for (x,) in _images(1, dtype, ("channels_last", "unaligned")):
+        bn = _batch_norm(x)._replace(
+            bias=torch.full((x.shape[1],), -4.0, dtype=accumulate_dtype(dtype))
+        )  # negative windows: padding must not win
         got = cuda.bn_act_max_pool(x, bn, Activation("identity"), POOL)
         yield from _pairs(got, reference.bn_act_max_pool(x.double(), _wide(bn), Activation("identity"), POOL))
 
 
-def bn_act_max_pool_backward() -> Iterator[Pair]:
-    for (x,) in _images(1, ("channels_last", "unaligned")):
+def bn_act_max_pool_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
+    for (x,) in _images(1, dtype, ("channels_last", "unaligned")):
         bn = _batch_norm(x)
         out, indices = reference.bn_act_max_pool(x, bn, ACTIVATION, POOL)
         g = torch.randn_like(out)
@@ -113,17 +134,22 @@ def bn_act_max_pool_backward() -> Iterator[Pair]:
         yield from _pairs(got, want)
 
 
-EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
-    f.__name__: f
-    for f in (
-        channel_statistics,
-        channel_statistics_backward,
-        bn_add_act,
-        bn_add_act_backward,
-        bn_act_max_pool,
-        bn_act_max_pool_backward,
-    )
-} | CONV_EXERCISES
+_FAMILIES = (
+    channel_statistics,
+    channel_statistics_backward,
+    bn_add_act,
+    bn_add_act_backward,
+    bn_act_max_pool,
+    bn_act_max_pool_backward,
+)
+EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {f.__name__: f for f in _FAMILIES} | CONV_EXERCISES
+# In the other types, which the builds with a planted bug leave out.
+TYPED_EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
+    f"{f.__name__}-{str(dtype).removeprefix('torch.')}": partial(f, dtype)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64)
+    for f in _FAMILIES
+}
+_ALL = EXERCISES | TYPED_EXERCISES
 
 if __name__ == "__main__":
     native.serve("cpu", build.load(Path(sys.argv[1])))

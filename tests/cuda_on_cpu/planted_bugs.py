@@ -15,6 +15,7 @@ __all__ = ["BUGS", "PlantedBug"]
 ORACLE = r"AssertionError: \w+: result \d+, shape .*: error "
 RACE = r"WARNING: ThreadSanitizer: data race"
 OUT_OF_BOUNDS = r"ERROR: AddressSanitizer: heap-buffer-overflow"
+PAST_A_SHARED_ARRAY = r"ERROR: AddressSanitizer: use-after-poison"
 
 
 class PlantedBug(NamedTuple):
@@ -27,6 +28,7 @@ class PlantedBug(NamedTuple):
     exercise: str
     mode: str
     report: str
+    check: str = "verify"  # what of the exercises is asked
 
 
 BUGS = {
@@ -83,6 +85,26 @@ BUGS = {
         "channel_statistics_backward",
         "asan",
         OUT_OF_BOUNDS,
+    ),
+    "one-past-a-shared-array": PlantedBug(
+        "channel_statistics.cu",
+        "column_sums.h",
+        "sums[c].add(shared[thread + half * blockDim.x]);",
+        "sums[c].add((shared + thread)[half * blockDim.x + 1]);",
+        "channel_statistics",
+        "asan",
+        PAST_A_SHARED_ARRAY,
+    ),
+    # Each sum is right, and nothing races: only its last bits tell which block came last.
+    "partial-sums-from-the-last-block-on": PlantedBug(
+        "channel_statistics.cu",
+        "column_sums.h",
+        "workspace.partial[block * walk.channels + channel + c]",
+        "workspace.partial[(block + blockIdx.y) % gridDim.y * walk.channels + channel + c]",
+        "channel_statistics",
+        "plain",
+        r"AssertionError: channel_statistics: other bits with seed \d",
+        "same_bits",
     ),
     "return-before-a-barrier": PlantedBug(
         "bn_add_act_backward.cu",

@@ -35,7 +35,7 @@ CASES = {
 
 def tile_of(size: str) -> AbstractContextManager[None]:
     """Within this context blocks compute tiles of this size."""
-    return force({f"{op}.tile": size for op in ("bn_act_conv", "bn_act_conv_backward")})
+    return force({f"{op}.tile": size for op in ("bn_act_conv", "bn_act_conv_backward", "conv_bn_add_act")})
 
 
 def conv_case(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[Any, ...]]:

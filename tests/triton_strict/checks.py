@@ -14,7 +14,7 @@ from torch import Tensor
 from fused_resnet.backends import reference
 from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 
-__all__ = ["CASES", "POINTWISE", "PRODUCTS", "check", "function_of", "tensors"]
+__all__ = ["ALIGNED", "CASES", "POINTWISE", "PRODUCTS", "check", "function_of", "tensors"]
 
 # Relative error allowed: sums of some hundred terms, each rounded to the type, as stock has it too.
 ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.2e-3}
@@ -61,6 +61,7 @@ def _conv_arguments(dtype: torch.dtype, shape: tuple[int, ...], k: int, kernel: 
 
 
 ONE_BY_ONE = ((2, 21, 23, 13), 34, 1, Conv((1, 1), (0, 0), (1, 1), 1))
+MULTIPLES_OF_16 = ((2, 16, 23, 13), 32, 1, Conv((1, 1), (0, 0), (1, 1), 1))  # tiles of configs.PRODUCT
 ONE_TILE = ((1, 3, 2, 2), 5, 1, Conv((1, 1), (0, 0), (1, 1), 1))  # many whole numbers are 1
 STRIDED = ((2, 20, 9, 8), 34, 3, Conv((2, 2), (1, 1), (1, 1), 1))
 # Of three phases of rows, each is reached by one tap, in another order; of two of columns, one by all, one by none.
@@ -86,9 +87,15 @@ def _conv_backward(*geometry: Any) -> Callable[[torch.dtype], tuple[Any, ...]]:
     return arguments
 
 
-def _inference(dtype: torch.dtype) -> tuple[Any, ...]:
-    x, _, act, weight, conv = _conv_arguments(dtype, *STRIDED)
-    return x, weight, torch.randn(34).to(dtype), batch_norm(34), image(2, 34, 5, 4, dtype=dtype), act, conv
+def _inference(*geometry: Any) -> Callable[[torch.dtype], tuple[Any, ...]]:
+    def arguments(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, _, act, weight, conv = _conv_arguments(dtype, *geometry)
+        k = weight.shape[0]
+        size = conv.output_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3]))
+        residual = image(x.shape[0], k, *size, dtype=dtype)
+        return x, weight, torch.randn(k).to(dtype), batch_norm(k), residual, act, conv
+
+    return arguments
 
 
 def _channel_statistics(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -109,20 +116,24 @@ CASES: dict[str, tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = {
     "bn_act_max_pool": ("bn_act_max_pool", _max_pool),
     "bn_act_max_pool_backward": ("bn_act_max_pool_backward", _max_pool_backward),
     "bn_act_conv, 1x1": ("bn_act_conv", _conv(*ONE_BY_ONE)),
+    "bn_act_conv, aligned": ("bn_act_conv", _conv(*MULTIPLES_OF_16)),
     "bn_act_conv, one tile": ("bn_act_conv", _conv(*ONE_TILE)),
     "bn_act_conv, strided": ("bn_act_conv", _conv(*STRIDED)),
     "bn_act_conv, grouped": ("bn_act_conv", _conv(*GROUPED)),
     "bn_act_conv_backward, 1x1": ("bn_act_conv_backward", _conv_backward(*ONE_BY_ONE)),
+    "bn_act_conv_backward, aligned": ("bn_act_conv_backward", _conv_backward(*MULTIPLES_OF_16)),
     "bn_act_conv_backward, strided": ("bn_act_conv_backward", _conv_backward(*STRIDED)),
     "bn_act_conv_backward, phases": ("bn_act_conv_backward", _conv_backward(*PHASES)),
     "bn_act_conv_backward, grouped": ("bn_act_conv_backward", _conv_backward(*GROUPED)),
-    "conv_bn_add_act": ("conv_bn_add_act", _inference),
+    "conv_bn_add_act": ("conv_bn_add_act", _inference(*STRIDED)),
+    "conv_bn_add_act, aligned": ("conv_bn_add_act", _inference(*MULTIPLES_OF_16)),
     "channel_statistics": ("channel_statistics", _channel_statistics),
     "output_gradient": ("output_gradient", _output_gradient),
 }
 # By what runs: matrix products, whose tiles are configs.PRODUCT, and passes, whose tiles are configs.POINTWISE.
 PRODUCTS = [c for c, (f, _) in CASES.items() if f in ("bn_act_conv", "bn_act_conv_backward", "conv_bn_add_act")]
 POINTWISE = [c for c in CASES if c not in PRODUCTS]
+ALIGNED = [c for c in PRODUCTS if c.endswith("aligned")]
 
 
 def function_of(module: Any, name: str) -> Callable[..., Any]:
