@@ -67,7 +67,7 @@ def store(choices: dict[str, str]) -> None:
                 file.flush()
                 os.replace(file.name, path)
             except BaseException:
-                os.unlink(file.name)
+                Path(file.name).unlink(missing_ok=True)
                 raise
     clear_cache()
 

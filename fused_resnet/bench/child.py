@@ -18,7 +18,7 @@ __all__ = ["BenchError", "Child"]
 
 WORKER = (sys.executable, "-m", "fused_resnet.bench.worker")
 # torch.compile starts processes for Triton's kernels ahead of use; it has none on the CPU.
-COMPILER = {"cpu": {"TORCH_WARM_POOL": "0"}, "cuda": {}}
+COMPILE_ENVIRONMENT = {"cpu": {"TORCH_WARM_POOL": "0"}, "cuda": {}}
 
 
 class BenchError(RuntimeError):
@@ -42,7 +42,10 @@ class Child:
             stderr=self._stderr,
             text=True,
             start_new_session=True,
-            env=os.environ | ALLOCATORS[allocator] | COMPILER[job.device] | {"OMP_NUM_THREADS": str(job.threads)},
+            env=os.environ
+            | ALLOCATORS[allocator]
+            | COMPILE_ENVIRONMENT[job.device]
+            | {"OMP_NUM_THREADS": str(job.threads)},
         )
         self.send(**job._asdict())
 

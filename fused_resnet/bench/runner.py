@@ -103,7 +103,7 @@ class _Race:
     """The variants of one model, each in its child process, which starts under the first of ``allocators``.
 
     The children live no longer than the ``with`` block. Those that compile do so beside those of the race before, when
-    nothing is timed; the checks of the others, whose threads would wait for each other beside a compiler, come then.
+    nothing is timed. The checks of the others come after: beside a compiler their threads would wait for each other.
     """
 
     def __init__(self, settings: Settings, model: str, allocators: Sequence[str], steps: _Steps) -> None:

@@ -117,9 +117,8 @@ def bn_add_act_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
 
 def bn_act_max_pool(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
     for (x,) in _images(1, dtype, ("channels_last", "unaligned")):
-        bn = _batch_norm(x)._replace(
-            bias=torch.full((x.shape[1],), -4.0, dtype=accumulate_dtype(dtype))
-        )  # negative windows: padding must not win
+        bn = _batch_norm(x)
+        bn = bn._replace(bias=torch.full_like(bn.bias, -4.0))  # negative windows: padding must not win
         got = cuda.bn_act_max_pool(x, bn, Activation("identity"), POOL)
         yield from _pairs(got, reference.bn_act_max_pool(x.double(), _wide(bn), Activation("identity"), POOL))
 
