@@ -103,7 +103,8 @@ class _Race:
     """The variants of one model, each in its child process, which starts under the first of ``allocators``.
 
     The children live no longer than the ``with`` block. Those that compile do so beside those of the race before, when
-    nothing is timed. The checks of the others come after: beside a compiler their threads would wait for each other.
+    nothing is timed, and the others start then. Their checks come after: beside a compiler their threads would wait for
+    each other.
     """
 
     def __init__(self, settings: Settings, model: str, allocators: Sequence[str], steps: _Steps) -> None:
@@ -111,6 +112,7 @@ class _Race:
         self.allocator = allocators[0]
         self.jobs = {variant: settings.job(model, variant) for variant in settings.compared}
         self.children: dict[str, Child] = {}
+        self.starting: list[str] = []  # of the children, those that have not said that they are ready
         self.facts: dict[str, Any] = {}  # what a child says of where it runs
         self.answers: dict[str, Answer] = {}
         self.saved_bytes: dict[str, int | None] = {}
@@ -128,17 +130,17 @@ class _Race:
     def prepare(self, following: _Race | None) -> None:
         """Has each child compute what :meth:`check` compares, and those of ``following`` that compile.
 
-        None is at work afterwards.
+        The others of ``following`` start, beside its compilers. None is at work afterwards.
         """
-        compilers = [(race, v) for race in (self, following) if race for v in race._start(compiling=True)]
-        others = [(self, v) for v in self._start(compiling=False)]
-        for race, variant in [*others, *compilers]:
-            race._receive_start(variant)
-        for race, variant in compilers:
-            race._receive_answer(variant)
-        for _, variant in others:
-            self._ask_for_answer(variant)
-            self._receive_answer(variant)
+        races = [race for race in (self, following) if race]
+        for race in races:
+            race._start(compiling=True)
+        self._start(compiling=False)
+        for race in races:
+            if race is following:
+                race._start(compiling=False)
+            race._receive_answers(compiling=True)
+        self._receive_answers(compiling=False)
 
     def check(self) -> dict[str, Any]:
         """Compares all variants with eager stock PyTorch; the errors and limits, or BenchError."""
@@ -171,26 +173,38 @@ class _Race:
             for variant, job in self.jobs.items()
         ]
 
-    def _start(self, compiling: bool) -> list[str]:
+    def _start(self, compiling: bool) -> None:
         """Starts the children that compile, or the others, if they do not run yet; a compiler goes to work at once."""
-        names = [v for v in self.jobs if VARIANTS[v].compiles == compiling and v not in self.children]
-        for variant in names:
-            self.children[variant] = self._stack.enter_context(Child(self.jobs[variant], self.allocator))
-            if compiling:
-                self._ask_for_answer(variant)
-        return names
+        for variant in self._variants(compiling):
+            if variant not in self.children:
+                self.children[variant] = self._stack.enter_context(Child(self.jobs[variant], self.allocator))
+                self.starting.append(variant)
+                if compiling:
+                    self._ask_for_answer(variant)
+
+    def _receive_starts(self) -> None:
+        """Waits until every child is ready."""
+        for variant in self.starting:
+            self._begin("start", variant)
+            self.facts = self.children[variant].receive()
+        self.starting.clear()
 
     def _ask_for_answer(self, variant: str) -> None:
         self.children[variant].send(do="check", path=str(self._answer_path(variant)))
 
-    def _receive_start(self, variant: str) -> None:
-        self._begin("start", variant)
-        self.facts = self.children[variant].receive()
+    def _receive_answers(self, compiling: bool) -> None:
+        """Waits for the answers of those that compile, or has the others give theirs one after the other."""
+        self._receive_starts()
+        for variant in self._variants(compiling):
+            if variant not in self.answers:
+                if not compiling:
+                    self._ask_for_answer(variant)
+                self._begin("check", variant)
+                self.saved_bytes[variant] = self.children[variant].receive()["saved_activation_bytes"]
+                self.answers[variant] = _load(self._answer_path(variant))
 
-    def _receive_answer(self, variant: str) -> None:
-        self._begin("check", variant)
-        self.saved_bytes[variant] = self.children[variant].receive()["saved_activation_bytes"]
-        self.answers[variant] = _load(self._answer_path(variant))
+    def _variants(self, compiling: bool) -> list[str]:
+        return [variant for variant in self.jobs if VARIANTS[variant].compiles == compiling]
 
     def _reference(self) -> Answer:
         """The answer of a variant that does not take part."""
