@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -67,36 +68,51 @@ def choose(
 
 
 def key(backend: str, slot: str, x: Tensor, weight: Tensor | None = None, conv: Conv | None = None) -> str:
-    """Under which a choice is kept: device, type and shape, and whether float32 may be multiplied in tf32."""
+    """Under which a choice is kept: device, type, shape and layout, and whether float32 may be multiplied in tf32."""
     shape: tuple[object, ...] = (x.shape,)
-    if weight is not None and conv is not None:
+    if weight is not None and conv is not None:  # in channels_last, always
         shape += (weight.shape, *conv)
         if x.dtype == torch.float32 and tf32_is_allowed():
             shape += ("tf32",)
+    elif not x.is_contiguous(memory_format=torch.channels_last):
+        shape += ("contiguous",)
     return tune.key(backend, x.device, slot, x.dtype, *shape)
 
 
 def tuned_choices(
-    call: Callable[[], Any], measure: Callable[[Mapping[str, Callable[[], Any]]], Mapping[str, float]]
+    call: Callable[[], Any],
+    measure: Callable[[Mapping[str, Callable[[], Any]]], Mapping[str, float]],
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Tuned]:
-    """Measures every choice that ``call`` makes, tiles of ours before whether it is to be ours; stores nothing.
+    """Measures every choice that ``call`` makes but those ``known`` by key, which it obeys; stores nothing.
 
-    ``measure`` takes candidates by name and gives the milliseconds of each, infinity for one that must not be chosen.
-    An op fills tensors of its own, so nothing is changed by being run many times. Raises RuntimeError where no
-    candidate is left.
+    The tiles of our convolutions come first, then those of the passes around the vendor library's, and last whose
+    convolution it is, each at its best. ``measure`` takes candidates by name and gives the milliseconds of each,
+    infinity for one that must not be chosen. An op fills tensors of its own, so nothing is changed by being run many
+    times. Raises RuntimeError where no candidate is left.
     """
-    ours = {slot: question.names[0] for slot, question in _questions(call, {}).items() if slot.endswith(_KERNEL)}
-    questions = _questions(call, ours)
-    best = dict(ours)
-    for slot in sorted(questions, key=lambda slot: slot.endswith(_KERNEL)):
-        key, names = questions[slot]
-        ms = dict(measure({name: partial(_run, {**best, slot: name}, call) for name in names}))
-        best[slot] = min(names, key=ms.__getitem__)
-        if ms[best[slot]] == float("inf"):
-            raise RuntimeError(
-                f"{slot}: expected a candidate that runs and computes what PyTorch does, got none: {key}"
-            )
-        yield Tuned(slot, key, best[slot], ms)
+    kernels = {slot: question for slot, question in _questions(call, {}).items() if slot.endswith(_KERNEL)}
+    best: dict[str, str] = {}
+
+    def tuned(questions: Mapping[str, Question], forced: Mapping[str, str]) -> Iterator[Tuned]:
+        for slot, (key, names) in questions.items():
+            if key in known:
+                best[slot] = known[key]
+                continue
+            ms = dict(measure({name: partial(_run, {**forced, **best, slot: name}, call) for name in names}))
+            best[slot] = min(names, key=ms.__getitem__)
+            if ms[best[slot]] == float("inf"):
+                raise RuntimeError(
+                    f"{slot}: expected a candidate that runs and computes what PyTorch does, got none: {key}"
+                )
+            yield Tuned(slot, key, best[slot], ms)
+
+    ours = {slot: question.names[0] for slot, question in kernels.items()}
+    library = {slot: question.names[-1] for slot, question in kernels.items()}
+    for forced in (ours, library):
+        asked = _questions(call, forced)
+        yield from tuned({slot: asked[slot] for slot in asked if slot not in kernels and slot not in best}, forced)
+    yield from tuned(kernels, ours)
 
 
 def _questions(call: Callable[[], Any], forced: Mapping[str, str]) -> dict[str, Question]:

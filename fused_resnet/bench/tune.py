@@ -87,9 +87,8 @@ def run_tune(
                 progress(f"{call.op} {call.text}", done, len(calls))
             with torch.no_grad(), use_backend(settings.backend):
                 for op, function in call.functions(dtype, device, settings.training):
-                    result.rows += [
-                        {"op": op, "call": call.text, **row} for row in _rows(op, function, device, settings)
-                    ]
+                    rows = _rows(op, function, device, settings, {row["key"]: row["chosen"] for row in result.rows})
+                    result.rows += [{"op": op, "call": call.text, **row} for row in rows]
             if on_rows:
                 on_rows(result)
     except KeyboardInterrupt:
@@ -97,7 +96,10 @@ def run_tune(
     return result
 
 
-def _rows(op: str, function: Callable[[], Any], device: torch.device, settings: TuneSettings) -> list[dict[str, Any]]:
+def _rows(
+    op: str, function: Callable[[], Any], device: torch.device, settings: TuneSettings, known: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Of the choices that ``function`` makes, but those ``known`` by key; they are stored."""
     bounds = DTYPES[settings.dtype]
     bound = bounds.gradients if op.endswith("_backward") else bounds.outputs
     with use_backend("reference"):
@@ -111,7 +113,7 @@ def _rows(op: str, function: Callable[[], Any], device: torch.device, settings: 
         return dict.fromkeys(candidates, math.inf) | median_ms(right, device, settings.rounds)
 
     rows, found = [], dict[str, str]()
-    for slot, key, chosen, ms in tuned_choices(function, measure):
+    for slot, key, chosen, ms in tuned_choices(function, measure, known):
         finite = {name: value if math.isfinite(value) else None for name, value in ms.items()}
         found[key] = chosen
         why = {name: left_out[name] for name in ms if name in left_out}

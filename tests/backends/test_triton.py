@@ -187,7 +187,12 @@ def test_tuned_choices_are_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     args = (x, None, Activation("relu"), weight.to(torch.bfloat16), None, conv, True)
     found = tune_by_a_clock_that_likes_the_last(lambda: backend.bn_act_conv(*args))
-    assert {t.slot: t.chosen for t in found} == {"bn_act_conv": "64x64x32", "bn_act_conv.kernel": "library"}
+    assert {t.slot: t.chosen for t in found} == {
+        "bn_act_conv": "64x64x32",
+        "bn_add_act": "1024x2",
+        "channel_statistics": "1024x2",
+        "bn_act_conv.kernel": "library",
+    }
     assert tuning.product("bn_act_conv", x, args[2], args[3], conv).tile == {"BM": 64, "BN": 64, "BK": 32}
     assert not conv_choice.implicit_product("bn_act_conv", x, args[3], conv)
     assert conv_choice.implicit_product("bn_act_conv", x[:1], args[3], conv)  # another shape

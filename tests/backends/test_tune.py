@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_resnet.backends import tune
+from fused_resnet.backends import choices, tune
+from fused_resnet.backends.arguments import Conv
 
 CPU = torch.device("cpu")
 
@@ -28,6 +29,14 @@ def test_a_choice_is_found_again(file: Path) -> None:
     tune.store({line: "128x64"})
     assert tune.lookup(line) == "128x64"
     assert json.loads(file.read_text())["choices"] == {line: "128x64"}
+
+
+def test_a_layout_is_part_of_what_is_tuned_for() -> None:
+    x, weight, conv = torch.zeros(1, 2, 3, 4), torch.zeros(5, 2, 1, 1), Conv((1, 1), (0, 0), (1, 1), 1)
+    assert choices.key("triton", "bn_add_act", x) == "triton | cpu | bn_add_act | float32 | 1x2x3x4 contiguous"
+    dense = x.contiguous(memory_format=torch.channels_last)
+    assert choices.key("triton", "bn_add_act", dense) == "triton | cpu | bn_add_act | float32 | 1x2x3x4"
+    assert "contiguous" not in choices.key("triton", "conv_dgrad", x, weight, conv)  # brought to channels_last
 
 
 def test_default_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
