@@ -55,15 +55,16 @@ _COMMON = (
     "-std=c++17 -g1 -fPIC -fno-gnu-unique -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas "
     "-DFUSED_RESNET_TARGET=cuda"
 )
-# What a build for one type leaves out: all but float32, of the convolutions all but float16.
-_OTHER_TYPES = {
-    "dispatch.h": (
-        "case DType::float64: return f(TypeTag<double>{});",
-        "case DType::bfloat16: return f(TypeTag<__nv_bfloat16>{});",
-        "case DType::float16: return f(TypeTag<__half>{});",
-    ),
-    "conv_dispatch.h": (
-        "case DType::bfloat16: return visit_16_bit<__nv_bfloat16>(large, vector, f);",
+# What a build for one type leaves out: all but float32, of the convolutions all but the type of the exercise.
+_OTHER_TYPES = (
+    "case DType::float64: return f(TypeTag<double>{});",
+    "case DType::bfloat16: return f(TypeTag<__nv_bfloat16>{});",
+    "case DType::float16: return f(TypeTag<__half>{});",
+)
+_CONV_TYPES = {
+    "float16": ("case DType::float16: return visit_16_bit<__half>(large, vector, f);",),
+    "bfloat16": ("case DType::bfloat16: return visit_16_bit<__nv_bfloat16>(large, vector, f);",),
+    "float32": (
         "if (!vector) return f(TraitsTag<FmaTile<false>>{});",
         "return call.allow_tf32 ? f(TraitsTag<SmallTile<float, true>>{}) : f(TraitsTag<FmaTile<true>>{});",
     ),
@@ -103,7 +104,9 @@ def build_planted(bug: PlantedBug, root: Path) -> Path:
     One unit is compiled, for one type to save time; the others are those of the build without a bug.
     """
     folder = root / "planted" / hashlib.sha256(repr(bug).encode()).hexdigest()[:16]
-    patches = {file: [(line, "") for line in lines] for file, lines in _OTHER_TYPES.items()}
+    dtype = bug.exercise.partition("-")[2].replace("tf32", "float32") or "float16"
+    others = [line for other, lines in _CONV_TYPES.items() if other != dtype for line in lines]
+    patches = {"dispatch.h": [(line, "") for line in _OTHER_TYPES], "conv_dispatch.h": [(line, "") for line in others]}
     patches.setdefault(bug.file, []).append((bug.before, bug.after))
     for source in (*CUDA.parent.glob("*.h"), *CUDA.glob("*.h"), *CUDA.glob("*.cu")):
         text = source.read_text()

@@ -6,7 +6,8 @@ __all__ = ["CONV_BUGS"]
 
 _RACE = r"WARNING: ThreadSanitizer: data race"
 _OUT_OF_BOUNDS = r"ERROR: AddressSanitizer: heap-buffer-overflow"
-_ORACLE = r"AssertionError: conv_\w+: result \d+, shape .*: error "
+_ORACLE = r"AssertionError: conv_[\w-]+: result \d+, shape .*: error "
+_UNDEFINED = r"runtime error: "  # UBSan's
 
 # unit, file, what stands there, what the bug makes of it, exercise, build mode, report
 CONV_BUGS = {
@@ -163,5 +164,148 @@ CONV_BUGS = {
         "conv_forward",
         "plain",
         r"conv_forward: .*cp.async.* misaligned|conv_forward: misaligned cp.async",
+    ),
+    # On a CPU both wrap around, as the bits that are read again do: no result tells. A GPU shifts them out.
+    "conv-bits-of-a-step-for-those-of-a-stage": (
+        "conv_forward.cu",
+        "conv_pipeline.h",
+        """operands.transform(at, stage);
+    __syncthreads();
+    if (step + kStages - 1 < steps) operands.fetch(shared + ahead * Operands::kStageBytes, ahead);""",
+        """operands.transform(at, step);
+    __syncthreads();
+    if (step + kStages - 1 < steps) operands.fetch(shared + ahead * Operands::kStageBytes, step + kStages - 1);""",
+        "conv_forward",
+        "asan",
+        _UNDEFINED + r"shift exponent \d+ is too large",
+    ),
+    # What it wraps around to is no pixel either: no result tells.
+    "conv-no-pixel-that-a-tap-wraps-around": (
+        "conv_dgrad.cu",
+        "conv_operands.h",
+        "return {0, -(1 << 30), 0};",
+        "return {0, INT32_MIN, 0};",
+        "conv_dgrad",
+        "asan",
+        _UNDEFINED + "signed integer overflow",
+    ),
+    "conv-finish-a-split-too-few": (
+        "conv_finish.cu",
+        "conv_finish.cu",
+        "split < p.splits;",
+        "split < p.splits - 1;",
+        "conv_wgrad",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-finish-whole-tiles-alone": (
+        "conv_finish.cu",
+        "conv_finish.cu",
+        "least(p.tile_rows, p.rows - tile * p.tile_rows)",
+        "p.tile_rows",
+        "conv_forward",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-finish-missing-barrier-between-two-sums": (
+        "conv_finish.cu",
+        "conv_finish.cu",
+        "  __syncthreads();\n  return sum;\n",
+        "  return sum;\n",
+        "conv_forward",
+        "tsan",
+        _RACE,
+    ),
+    "conv-finish-off-by-one-tail-of-the-filter": (
+        "conv_finish.cu",
+        "conv_finish.cu",
+        "if (at >= p.size) return;",
+        "if (at > p.size) return;",
+        "conv_wgrad",
+        "asan",
+        _OUT_OF_BOUNDS,
+    ),
+    "conv-finish-gradient-of-var-by-one-power-less": (
+        "conv_finish.cu",
+        "conv_finish.cu",
+        "-0.5f * scale * invstd * invstd * t",
+        "-0.5f * scale * invstd * t",
+        "conv_dgrad",
+        "plain",
+        _ORACLE,
+    ),
+    # The launchers fill the fields in order.
+    "conv-finish-mean-and-var-in-another-order": (
+        "conv_finish.cu",
+        "conv_finish.h",
+        "float* mean;  // [K]\n  float* var;   // [K], biased",
+        "float* var;   // [K], biased\n  float* mean;  // [K]",
+        "conv_forward",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-fma-last-quad-left-out": (
+        "conv_forward.cu",
+        "conv_product.h",
+        "depth < Traits::kDepth; depth += 4",
+        "depth < Traits::kDepth - 4; depth += 4",
+        "conv_forward-float32",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-fma-rows-for-columns": (
+        "conv_wgrad.cu",
+        "conv_product.h",
+        "tile[(row + i * kRowStep) * Traits::kTilePitch + column + j * kColumnStep]",
+        "tile[(column + j * kColumnStep) * Traits::kTilePitch + row + i * kRowStep]",
+        "conv_wgrad-float32",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-fma-depth-of-a-wide-operand-beyond-its-stage": (
+        "conv_dgrad.cu",
+        "conv_product.h",
+        "operand + (depth + d) * wide_pitch + at * 4",
+        "operand + (depth + d + 1) * wide_pitch + at * 4",
+        "conv_dgrad-float32",
+        "plain",
+        _ORACLE,
+    ),
+    # The tensor cores drop the low bits: twice the error of rounding, which the tolerance tells apart.
+    "conv-tf32-truncated": (
+        "conv_forward.cu",
+        "conv_mma.h",
+        "fragment[e] = ptx::to_tf32(__uint_as_float(fragment[e]));",
+        "fragment[e] &= ~0x1fffu;",
+        "conv_forward-tf32",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-tf32-halves-of-the-depth-swapped": (
+        "conv_wgrad.cu",
+        "conv_product.h",
+        "lane % 4 + e / 2 * 4, column = row + lane / 4 + e % 2 * 8",
+        "lane % 4 + e % 2 * 4, column = row + lane / 4 + e / 2 * 8",
+        "conv_wgrad-tf32",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-bfloat16-truncated": (
+        "conv_forward.cu",
+        "types.h",
+        "return __float2bfloat16_rn(v);",
+        "return __float2bfloat16_rz(v);",
+        "conv_forward-bfloat16",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-bfloat16-multiplied-as-float16": (
+        "conv_dgrad.cu",
+        "conv_mma.h",
+        "ptx::mma_m16n8k16_bf16(d, a, b);",
+        "ptx::mma_m16n8k16_f16(d, a, b);",
+        "conv_dgrad-bfloat16",
+        "plain",
+        _ORACLE,
     ),
 }

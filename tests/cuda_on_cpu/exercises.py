@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 from cuda_on_cpu import build
-from cuda_on_cpu.conv_exercises import CONV_EXERCISES, CONV_TOLERANCE
+from cuda_on_cpu.conv_exercises import CONV_EXERCISES, TYPED_CONV_EXERCISES, conv_tolerance
 from torch import Tensor
 
 from fused_resnet.backends import cuda, reference
@@ -39,7 +39,7 @@ POOL = MaxPool((3, 2), (2, 1), (1, 1))
 def verify(family: str) -> None:
     """Raises AssertionError where the results of a family are not those of the reference."""
     for i, (got, want) in enumerate(_ALL[family]()):
-        tolerance = CONV_TOLERANCE if family in CONV_EXERCISES else TOLERANCE[got.dtype]
+        tolerance = conv_tolerance(family) if family.startswith("conv_") else TOLERANCE[got.dtype]
         error = ((got.double() - want).norm() / want.norm()).item()
         if not error <= tolerance:
             raise AssertionError(f"{family}: result {i}, shape {list(got.shape)}: error {error:.3g}")
@@ -147,7 +147,7 @@ TYPED_EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
     f"{f.__name__}-{str(dtype).removeprefix('torch.')}": partial(f, dtype)
     for dtype in (torch.float16, torch.bfloat16, torch.float64)
     for f in _FAMILIES
-}
+} | TYPED_CONV_EXERCISES
 _ALL = EXERCISES | TYPED_EXERCISES
 
 if __name__ == "__main__":

@@ -46,8 +46,16 @@ def test_is_caught(name: str) -> None:
     assert re.search(bug.report, report([bug.exercise], bug.mode, module, bug.check))
 
 
-@pytest.mark.parametrize("name", ["conv-channels-that-nobody-wrote", "partial-sums-from-the-last-block-on"])
-def test_what_shadow_and_orders_catch_no_result_tells(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv-channels-that-nobody-wrote",
+        "conv-bits-of-a-step-for-those-of-a-stage",
+        "conv-no-pixel-that-a-tap-wraps-around",
+        "partial-sums-from-the-last-block-on",
+    ],
+)
+def test_what_shadow_ubsan_and_orders_catch_no_result_tells(name: str) -> None:
     cuda_emulated.ensure()
     bug = BUGS[name]._replace(mode="plain")
     assert report([bug.exercise], bug.mode, build.build_planted(bug, cuda_emulated.FOLDER)) == ""
