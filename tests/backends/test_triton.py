@@ -232,10 +232,14 @@ def test_tuning_changes_no_argument(case: str, monkeypatch: pytest.MonkeyPatch) 
     assert all(torch.equal(a, b) for a, b in zip(tensors(args), before, strict=True))
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("conv", ["implicit_product", "library"])
+def test_opcheck_of_bn_act_conv(conv: str, statistics: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ops': tests/ops."""
+    monkeypatch.setenv("FUSED_RESNET_TRITON_CONV", conv)
     x, weight = image(1, 3, 4, 3).requires_grad_(), torch.randn(2, 3, 1, 1, requires_grad=True)
     vectors = [torch.rand(3).requires_grad_() for _ in range(4)]
-    args = (x, *vectors, 1e-5, "relu", 0.01, weight, None, (1, 1), (0, 0), (1, 1), 1, True)
+    args = (x, *vectors, 1e-5, "relu", 0.01, weight, None, (1, 1), (0, 0), (1, 1), 1, statistics)
     with use_backend("triton"):
         torch.library.opcheck(torch.ops.fused_resnet.bn_act_conv.default, args)
 

@@ -1,7 +1,7 @@
 """Which tests of the shared suites run on the interpreted Triton targets: what reaches its kernels, once.
 
-float64 is the reference's (``unsupported``), and so are gradcheck and opcheck's many calls of one op; block and model
-tests would take minutes interpreted, and have a shorter twin in tests/backends.
+float64 is the reference's (``unsupported``), and so is gradcheck; block and model tests, and bn_act_conv's opcheck, take
+half a minute and more interpreted, and have a shorter twin in tests/backends.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ def is_worth_interpreting(item: pytest.Item) -> bool:
     target = str(item.callspec.params.get("target", ""))
     if not target.startswith("triton"):
         return True
-    left_out = ("float64", "gradcheck", "opcheck", "double_backward")
+    left_out = ("float64", "gradcheck", "double_backward")
     # Convolutions of the library: its own, with pointwise kernels around them.
     convolutions = item.path.name in ("test_bn_act_conv.py", "test_conv_bn_add_act.py")
-    library = convolutions and ("matches_stock" in item.name or "without" in item.name)
+    library = convolutions and any(word in item.name for word in ("matches_stock", "without", "opcheck"))
+    has_twin = item.path.name == "test_bn_act_conv.py" and "opcheck" in item.name
     return (
         item.path.parent.name == "ops"
+        and not has_twin
         and not any(word in item.name for word in left_out)
         and (library or target == "triton-implicit_product")
     )
