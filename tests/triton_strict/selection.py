@@ -1,7 +1,7 @@
 """Which tests of the shared suites run on the interpreted Triton targets: what reaches its kernels, once.
 
-float64 is the reference's (``unsupported``), and so is gradcheck; block and model tests, and bn_act_conv's opcheck, take
-half a minute and more interpreted, and have a shorter twin in tests/backends.
+float64 is the reference's (``unsupported``), and so is gradcheck; block and model tests, and opcheck of bn_act_conv,
+take half a minute and more interpreted, and have a shorter twin in tests/backends.
 """
 
 from __future__ import annotations
