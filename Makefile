@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
-CXX_SOURCES := $(shell find csrc tests/cuda_on_cpu tests/cpu_alone -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_SOURCES := $(shell find csrc tests/cuda tests/cuda_on_cpu tests/cpu_alone -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # What `make sanitize` runs. Not gradcheck and the like: they are PyTorch's code, slow, and reach no kernel that others do not.
 SANITIZED_TESTS ?= tests/backends/test_engine.py tests/ops/test_bn_act_conv.py tests/ops/test_bn_act_max_pool.py \

@@ -11,11 +11,6 @@ namespace fused_resnet {
 
 using namespace conv;
 
-// From these tests/support/kernel_budget.py predicts the occupancy.
-static_assert(kSharedBytes<SmallTile<__half, true>, DgradOperands<SmallTile<__half, true>>> == 44544);
-static_assert(kSharedBytes<SmallTile<float, true>, DgradOperands<SmallTile<float, true>>> == 44544);
-static_assert(kSharedBytes<LargeTile<__half>, DgradOperands<LargeTile<__half>>> == 87552);
-
 namespace {
 
 PhaseSteps phase_steps(int64_t size, int64_t stride, int64_t dilation) {

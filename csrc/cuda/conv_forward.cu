@@ -7,11 +7,6 @@ namespace fused_resnet {
 
 using namespace conv;
 
-// From these tests/support/kernel_budget.py predicts the occupancy.
-static_assert(kSharedBytes<SmallTile<__half, true>, ForwardOperands<SmallTile<__half, true>>> == 30720);
-static_assert(kSharedBytes<SmallTile<float, true>, ForwardOperands<SmallTile<float, true>>> == 30720);
-static_assert(kSharedBytes<LargeTile<__half>, ForwardOperands<LargeTile<__half>>> == 67584);
-
 namespace {
 
 // Launches the kernel; tells in `tile_rows` how many rows a tile had.

@@ -8,11 +8,6 @@ namespace fused_resnet {
 
 using namespace conv;
 
-// From these tests/support/kernel_budget.py predicts the occupancy.
-static_assert(kSharedBytes<SmallTile<__half, true>, WgradOperands<SmallTile<__half, true>>> == 41472);
-static_assert(kSharedBytes<SmallTile<float, true>, WgradOperands<SmallTile<float, true>>> == 41472);
-static_assert(kSharedBytes<LargeTile<__half>, WgradOperands<LargeTile<__half>>> == 78336);
-
 namespace {
 
 constexpr int64_t kLeastSplitPixels = 512;  // sixteen steps of the loop: less, and the sums cost more than the product

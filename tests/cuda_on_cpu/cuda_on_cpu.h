@@ -52,6 +52,9 @@ const char* error_text(cudaError_t);
 
 cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*body)(void*), void* arguments);
 
+// Keeps what a launch asks for: see launches.cpp.
+void note_launch(const void* kernel, size_t threads, size_t dynamic_shared_bytes);
+
 // Runs work, or keeps it where the stream is being captured: see streams.cpp.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work, const void* arguments, size_t bytes);
 
@@ -62,6 +65,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
   };
+  note_launch(reinterpret_cast<const void*>(kernel), size_t(block.x) * block.y * block.z, dynamic_shared_bytes);
   const auto call = std::make_shared<Call>(Call{kernel, {Parameters(arguments)...}});
   const auto run = [=] {
     const auto body = [](void* c) { std::apply(static_cast<Call*>(c)->kernel, static_cast<Call*>(c)->arguments); };

@@ -1,7 +1,7 @@
 """What nvcc made of each kernel: registers, stack, shared memory and the instructions that move data, by architecture.
 
 It is read from the built module with ``cuobjdump``; nothing is compiled and no GPU is needed. Predicted occupancy is
-the number of warps that a multiprocessor can hold, from NVIDIA's occupancy rules and the launch in ``LAUNCHES``.
+the number of warps that a multiprocessor can hold, by NVIDIA's occupancy rules.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ARCHITECTURES", "Usage", "count_instructions", "find_cuobjdump", "read_usage", "short_name"]
+__all__ = ["ARCHITECTURES", "Usage", "count_instructions", "demangle", "find_cuobjdump", "read_usage", "short_name"]
+
+
+KEPT_SHARED_BYTES = 1024  # of each block, by the system
 
 
 class Multiprocessor(NamedTuple):
     """Limits of one multiprocessor: warps, blocks and bytes of shared memory (CUDA programming guide, table of
-    compute capabilities). All have 65,536 registers, given out by 256 a warp, and keep 1 KiB of shared memory a block.
+    compute capabilities). All have 65,536 registers, given out by 256 a warp, and keep 1 KiB of shared memory a block,
+    so that a block can have all but that.
     """
 
     warps: int
     blocks: int
     shared_bytes: int
+
+    @property
+    def block_shared_bytes(self) -> int:
+        return self.shared_bytes - KEPT_SHARED_BYTES
 
 
 ARCHITECTURES = {
@@ -44,7 +52,7 @@ class Usage(NamedTuple):
 
     registers: int  # of a thread
     stack_bytes: int  # of a thread; a spill shows here too
-    static_shared_bytes: int  # of a block
+    static_shared_bytes: int  # of a block, without what the system keeps
     local: int  # instructions that read or write the stack
     vector_loads: int  # of 16 bytes from global memory, to registers
     scalar_loads: int  # of fewer bytes
@@ -54,15 +62,15 @@ class Usage(NamedTuple):
     tensor_core: int
 
     def warps(self, architecture: str, threads: int, dynamic_shared_bytes: int) -> int:
-        """Warps that a multiprocessor holds at once when a block has this many threads."""
+        """Warps that a multiprocessor holds at once when a block has this many threads; 0 where none fits."""
         limits, warps = ARCHITECTURES[architecture], -(-threads // 32)
         registers_per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = 65536 // 4 // registers_per_warp * 4 // warps  # each of four partitions has its own
-        kept_by_system = 1024 if int(architecture) < 90 else 0  # from sm_90 on it is in the static bytes
-        shared = -(-(self.static_shared_bytes + dynamic_shared_bytes + kept_by_system) // 128) * 128
-        if not shared:
-            return min(by_registers, limits.warps // warps, limits.blocks) * warps
-        return min(by_registers, limits.warps // warps, limits.blocks, limits.shared_bytes // shared) * warps
+        shared = self.static_shared_bytes + dynamic_shared_bytes
+        if shared > limits.block_shared_bytes:
+            return 0
+        by_shared = limits.shared_bytes // (-(-(shared + KEPT_SHARED_BYTES) // 128) * 128)
+        return min(by_registers, limits.warps // warps, limits.blocks, by_shared) * warps
 
 
 # Counted by opcode, without the predicate before it.
@@ -91,10 +99,14 @@ def _read_architecture(cuobjdump: Path, module: Path, arch: str) -> Iterator[tup
         command = [str(cuobjdump), option, "-arch", f"sm_{arch}", str(module)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    resources = {name: tuple(map(int, rest)) for name, *rest in _RESOURCES.findall(run("-res-usage"))}
+    kept = KEPT_SHARED_BYTES if int(arch) >= 90 else 0  # from there on it is counted where there is any
+    resources = {
+        name: (int(registers), int(stack), max(int(shared) - kept, 0))
+        for name, registers, stack, shared in _RESOURCES.findall(run("-res-usage"))
+    }
     pieces = _FUNCTION.split(run("-sass"))
     names = pieces[1::2]
-    for mangled, name, body in zip(names, _demangle(names), pieces[2::2], strict=True):
+    for mangled, name, body in zip(names, demangle(names), pieces[2::2], strict=True):
         yield (arch, name), Usage(*resources[mangled], *count_instructions(body))
 
 
@@ -110,7 +122,7 @@ def count_instructions(body: str) -> Iterator[int]:
     yield sum(n for (op, _), n in found.items() if op in ("HMMA", "QGMMA", "HGMMA"))
 
 
-def _demangle(names: list[str]) -> list[str]:
+def demangle(names: list[str]) -> list[str]:
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     return [short_name(line) for line in done.stdout.splitlines()]
 
