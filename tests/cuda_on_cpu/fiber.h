@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
 
 namespace cuda_on_cpu {
 
@@ -9,6 +10,7 @@ class Fiber {
  public:
   Fiber() = default;
   Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
   ~Fiber();
 
   // The next resume() calls `entry` on an empty stack; `entry` ends with suspend(true). To TSan it is the same thread
@@ -30,5 +32,15 @@ class Fiber {
 // place.
 void happens_before(void* place);
 void happens_after(void* place);
+
+// A lock that tells TSan of no order: host threads that take turns here ran at once, as far as it knows.
+class UnseenMutex {
+ public:
+  void lock();
+  void unlock();
+
+ private:
+  std::mutex mutex_;
+};
 
 }  // namespace cuda_on_cpu

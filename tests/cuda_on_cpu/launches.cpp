@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda_on_cpu.h"
+#include "fiber.h"
 
 namespace cuda_on_cpu {
 
@@ -14,13 +15,13 @@ namespace {
 
 using Request = std::pair<size_t, size_t>;  // threads of a block, bytes of dynamic shared memory
 
-std::mutex mutex;
+UnseenMutex mutex;
 std::map<const void*, std::set<Request>> requests;  // by kernel
 
 }  // namespace
 
 void note_launch(const void* kernel, size_t threads, size_t dynamic_shared_bytes) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<UnseenMutex> lock(mutex);
   requests[kernel].insert({threads, dynamic_shared_bytes});
 }
 
@@ -30,7 +31,7 @@ using namespace cuda_on_cpu;
 
 // Calls back for each, with the kernel's place in the module, as a symbol table has it.
 extern "C" void cuda_on_cpu_each_launch(void (*call)(size_t place, size_t threads, size_t dynamic_shared_bytes)) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<UnseenMutex> lock(mutex);
   for (const auto& [kernel, asked] : requests) {
     Dl_info module;
     dladdr(kernel, &module);

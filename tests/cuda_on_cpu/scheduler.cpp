@@ -28,8 +28,8 @@ constexpr size_t kSharedLimitBytes = 99 << 10;
 
 class LaunchFailed : public std::exception {};
 
-std::mutex one_grid;
-std::string failure;
+UnseenMutex one_grid;
+thread_local std::string failure;
 // The threads of all blocks. To TSan a thread is dear (0.5 ms, 0.8 MB), so blocks take turns in a number of them.
 // Between two blocks that had the same, one after the other, TSan finds no race, nor between the later one and what the
 // earlier one met in an atomic. CUDA_ON_CPU_RENEW gives each block of a grid threads of its own.
@@ -38,7 +38,6 @@ constexpr size_t kTsanThreads = 1280;
 #else
 constexpr size_t kTsanThreads = 0;
 #endif
-std::vector<std::unique_ptr<Thread>> pool;
 void (*kernel_body)(void*);
 void* kernel_arguments;
 
@@ -49,18 +48,29 @@ struct alignas(8) Place {
 // all have left it: here a thread may reach the next before another goes on from this one, which must not seem to know
 // of it.
 constexpr size_t kMeetings = 33, kPlaces = 2 * kMeetings;
-std::vector<Place> places;
 size_t first_place;
 size_t generations[kMeetings];  // how often they met
-Place grid_begin, grid_end;
+
+// Of a host thread's own, so that to TSan nothing orders the grids of two: only one runs at a time.
+struct Host {
+  std::vector<std::unique_ptr<Thread>> pool;
+  std::vector<Place> places;
+  Place grid_begin, grid_end;
+};
+Host* host;  // of the grid that runs
+
+Host* this_host() {
+  thread_local const std::unique_ptr<Host> own = std::make_unique<Host>();
+  return own.get();
+}
 
 void run_thread() {
   Thread* thread = current();
   thread->fiber.arrived();
-  happens_after(&grid_begin);
+  happens_after(&host->grid_begin);
   kernel_body(kernel_arguments);
   if (thread->copy_count) fail("a thread ended with cp.async copies that nothing waited for");
-  happens_before(&grid_end);
+  happens_before(&host->grid_end);
   thread->state = State::ended;
   thread->fiber.suspend(true);
   __builtin_trap();
@@ -192,7 +202,7 @@ void run_blocks(size_t shared_bytes, uint64_t seed) {
   std::vector<size_t> blocks(size_t(grid_size.x) * grid_size.y * grid_size.z);
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), random);
-  places.assign(blocks.size() * kPlaces, Place{});
+  host->places.assign(blocks.size() * kPlaces, Place{});
   const size_t count = size_t(block_size.x) * block_size.y * block_size.z;
   std::vector<Thread*> threads(count);
   // 0xff is NaN in every type; 0x7f the largest finite number in some: a result that depends on it depends on the seed.
@@ -207,9 +217,9 @@ void run_blocks(size_t shared_bytes, uint64_t seed) {
                    unsigned(block / grid_size.x / grid_size.y)};
     begin_shared(shared_bytes, kSharedLimitBytes, poison);
     if (next + count > capacity) next = 0, renew = std::getenv("CUDA_ON_CPU_RENEW");
-    while (pool.size() < next + count) pool.push_back(std::make_unique<Thread>());
+    while (host->pool.size() < next + count) host->pool.push_back(std::make_unique<Thread>());
     for (size_t i = 0; i < count; ++i) {
-      threads[i] = pool[next++].get();
+      threads[i] = host->pool[next++].get();
       prepare(threads[i], unsigned(i), renew);
     }
     run_block(random, threads);
@@ -254,29 +264,30 @@ void wait_in(State state) {
 }
 
 void* block_place() {
-  return &places[first_place + generations[0] % 2];
+  return &host->places[first_place + generations[0] % 2];
 }
 
 void* warp_place(unsigned warp) {
-  return &places[first_place + 2 * (1 + warp) + generations[1 + warp] % 2];
+  return &host->places[first_place + 2 * (1 + warp) + generations[1 + warp] % 2];
 }
 
 cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*body)(void*), void* arguments) {
-  const std::lock_guard<std::mutex> lock(one_grid);
+  const std::lock_guard<UnseenMutex> lock(one_grid);
+  host = this_host();
   kernel_body = body, kernel_arguments = arguments;
   block_size = block, grid_size = grid;
   const char* seed = std::getenv("CUDA_ON_CPU_SEED");
   cudaError_t error = cudaSuccess;
-  happens_before(&grid_begin);
+  happens_before(&host->grid_begin);
   try {
     check_launch(grid, block, dynamic_shared_bytes);
     run_blocks(dynamic_shared_bytes, seed ? std::strtoull(seed, nullptr, 10) : 0);
   } catch (const LaunchFailed&) {
     error = cudaErrorLaunchFailure;
-    for (auto& thread : pool) thread->fiber.release();
+    for (auto& thread : host->pool) thread->fiber.release();
     end_shared();
   }
-  happens_after(&grid_end);
+  happens_after(&host->grid_end);
   end_grid_shared();  // frees what the threads wrote to
   return error;
 }

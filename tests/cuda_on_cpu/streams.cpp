@@ -5,6 +5,11 @@
 // captured, the legacy stream 0 takes none, and nothing may allocate, free, copy or synchronise. What is refused ends
 // the capture too. Memory belongs to a device where a test has placed it; a launch that is given an address of another
 // device's fails, for the words of its arguments are looked at.
+//
+// Host threads may launch at once; one grid runs at a time. Those that have joined for it take turns: none launches
+// twice before another has launched, so that what they share by mistake is used by one between two uses of the other.
+#include <sched.h>
+
 #include <cstring>
 #include <map>
 #include <memory>
@@ -12,6 +17,7 @@
 #include <vector>
 
 #include "cuda_on_cpu.h"
+#include "fiber.h"
 
 namespace cuda_on_cpu {
 
@@ -31,15 +37,18 @@ struct Range {
   int device;
 };
 
-std::recursive_mutex mutex;  // work that runs may be refused, too
+UnseenMutex mutex;
 thread_local int current_device = 0;
-std::map<uintptr_t, Range> placed;  // by its first address
+thread_local bool takes_turns = false;
+int turn_takers = 0;
+const void* last_to_launch = nullptr;  // a host thread, by the address of what is its own
+std::map<uintptr_t, Range> placed;     // by its first address
 Stream* captured_stream;
 std::unique_ptr<Graph> captured;
 bool capture_is_broken, capture_is_kept;
 
 cudaError_t refuse_while_capturing() {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const std::lock_guard<UnseenMutex> lock(mutex);
   if (!captured) return cudaSuccess;
   capture_is_broken = true;
   return cudaErrorStreamCaptureUnsupported;
@@ -50,6 +59,38 @@ bool is_of_another_device(uintptr_t address) {
   if (range == placed.begin()) return false;
   --range;
   return address < range->second.end && range->second.device != current_device;
+}
+
+void wait_for_turn() {
+  while (takes_turns) {
+    {
+      const std::lock_guard<UnseenMutex> lock(mutex);
+      if (turn_takers == 1 || last_to_launch != &takes_turns) {
+        last_to_launch = &takes_turns;
+        return;
+      }
+    }
+    sched_yield();
+  }
+}
+
+// Keeps the work where its stream is being captured; leaves it where it is to run now.
+cudaError_t check_and_keep(Stream* stream, Work& work, const void* arguments, size_t bytes) {
+  const std::lock_guard<UnseenMutex> lock(mutex);
+  if (stream && stream->device != current_device) return cudaErrorInvalidResourceHandle;
+  for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
+    uintptr_t word;
+    std::memcpy(&word, static_cast<const unsigned char*>(arguments) + at, sizeof(word));
+    if (is_of_another_device(word)) return cudaErrorIllegalAddress;
+  }
+  if (!captured || (stream && stream != captured_stream)) return cudaSuccess;
+  if (!stream) {
+    capture_is_broken = true;
+    return cudaErrorStreamCaptureImplicit;
+  }
+  if (capture_is_kept) captured->push_back(std::move(work));
+  work = nullptr;
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -91,22 +132,10 @@ cudaError_t synchronize_stream(cudaStream_t) {
   return refuse_while_capturing();
 }
 
-cudaError_t submit(cudaStream_t handle, Work work, const void* arguments, size_t bytes) {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
-  auto* const stream = reinterpret_cast<Stream*>(handle);
-  if (stream && stream->device != current_device) return cudaErrorInvalidResourceHandle;
-  for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
-    uintptr_t word;
-    std::memcpy(&word, static_cast<const unsigned char*>(arguments) + at, sizeof(word));
-    if (is_of_another_device(word)) return cudaErrorIllegalAddress;
-  }
-  if (!captured || (stream && stream != captured_stream)) return work();
-  if (!stream) {
-    capture_is_broken = true;
-    return cudaErrorStreamCaptureImplicit;
-  }
-  if (capture_is_kept) captured->push_back(std::move(work));
-  return cudaSuccess;
+cudaError_t submit(cudaStream_t stream, Work work, const void* arguments, size_t bytes) {
+  wait_for_turn();
+  const cudaError_t error = check_and_keep(reinterpret_cast<Stream*>(stream), work, arguments, bytes);
+  return error == cudaSuccess && work ? work() : error;
 }
 
 }  // namespace cuda_on_cpu
@@ -115,12 +144,12 @@ cudaError_t submit(cudaStream_t handle, Work work, const void* arguments, size_t
 using namespace cuda_on_cpu;
 
 extern "C" void cuda_on_cpu_place(uintptr_t address, size_t bytes, int device) {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const std::lock_guard<UnseenMutex> lock(mutex);
   placed[address] = {address + bytes, device};
 }
 
 extern "C" void cuda_on_cpu_forget_places() {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const std::lock_guard<UnseenMutex> lock(mutex);
   placed.clear();
 }
 
@@ -138,6 +167,7 @@ extern "C" void cuda_on_cpu_destroy_stream(void* stream) {
 
 // Without `keep` the launches are forgotten: to measure what the host does for them.
 extern "C" void cuda_on_cpu_begin_capture(void* stream, bool keep) {
+  const std::lock_guard<UnseenMutex> lock(mutex);
   captured_stream = static_cast<Stream*>(stream);
   captured = std::make_unique<Graph>();
   capture_is_broken = false, capture_is_kept = keep;
@@ -145,6 +175,7 @@ extern "C" void cuda_on_cpu_begin_capture(void* stream, bool keep) {
 
 // The graph, null where something was refused.
 extern "C" void* cuda_on_cpu_end_capture() {
+  const std::lock_guard<UnseenMutex> lock(mutex);
   std::unique_ptr<Graph> graph = std::move(captured);
   return capture_is_broken ? nullptr : graph.release();
 }
@@ -162,4 +193,10 @@ extern "C" int cuda_on_cpu_replay(void* graph) {
 
 extern "C" void cuda_on_cpu_destroy_graph(void* graph) {
   delete static_cast<Graph*>(graph);
+}
+
+extern "C" void cuda_on_cpu_take_turns(bool begin) {
+  const std::lock_guard<UnseenMutex> lock(mutex);
+  turn_takers += int(begin) - int(takes_turns);
+  takes_turns = begin;
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 from support.capture import NothingComputes
@@ -16,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fused_resnet.backends.cuda import native
 
 __all__ = ["Graph", "Runtime"]
+
+T = TypeVar("T")
 
 
 class Graph:
@@ -43,6 +47,7 @@ class Runtime:
         self.library: Any = ctypes.CDLL(module.__file__)
         for name in ("create_stream", "end_capture"):
             getattr(self.library, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
+        self._threads = ThreadPoolExecutor()  # kept: to TSan the threads of their blocks are dear
 
     @property
     def current_device(self) -> int:
@@ -57,6 +62,28 @@ class Runtime:
                 yield stream
         finally:
             self.library.cuda_on_cpu_destroy_stream(ctypes.c_void_p(stream))
+
+    def at_once(self, calls: Sequence[Callable[[], T]], devices: Sequence[int]) -> list[T]:
+        """What the calls return, each made by a host thread of its own on a stream of its device.
+
+        The threads take turns at launching, so that between two launches of one there is one of another's.
+        """
+        here, all_are_here = threading.local(), threading.Barrier(len(calls))
+
+        def make(call: Callable[[], T], device: int) -> T:
+            stream = self.library.cuda_on_cpu_create_stream(device)
+            here.queue = device, stream
+            self.library.cuda_on_cpu_take_turns(True)
+            try:
+                all_are_here.wait()
+                with _Placed(self, device):
+                    return call()
+            finally:
+                self.library.cuda_on_cpu_take_turns(False)
+                self.library.cuda_on_cpu_destroy_stream(ctypes.c_void_p(stream))
+
+        with mock.patch.object(native, "queue", lambda x: here.queue):
+            return list(self._threads.map(make, calls, devices))
 
     @contextmanager
     def launching_into_nothing(self) -> Iterator[None]:

@@ -6,23 +6,28 @@ shows as other bits. PyTorch's own kernels, and with them cuDNN's path, are not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from cuda_on_cpu import build, cuda_emulated
+from cuda_on_cpu import build, calls, cuda_emulated
+from cuda_on_cpu.calls import (
+    CALLS,
+    THREE,
+    WITH_WORKSPACE,
+    Arguments,
+    bits_agree_at_once,
+    results,
+    sharing_workspaces,
+)
 from cuda_on_cpu.streams import Runtime
-from torch import Tensor
 
-from fused_resnet.backends import cuda, reference
-from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
 from fused_resnet.backends.cuda import native
-
-RELU, SILU, POOL = Activation("relu"), Activation("silu"), MaxPool((3, 3), (2, 2), (1, 1))
-ONE, THREE = Conv((1, 1), (0, 0), (1, 1), 1), Conv((2, 2), (1, 1), (1, 1), 1)
 
 
 @pytest.fixture
@@ -32,60 +37,6 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     runtime = Runtime(native.kernels(torch.empty(0)))
     yield runtime
     runtime.forget_places()
-
-
-class Arguments:
-    """Tensors of an op, filled anew by ``refill``."""
-
-    def __init__(self, dtype: torch.dtype, conv: Conv = ONE, kernel: int = 1) -> None:
-        self.dtype, self.conv = dtype, conv
-        self.x, self.g = self.image(2, 40, 9, 7), self.image(2, 40, 9, 7)
-        self.residual, self.weight = self.image(2, 40, 9, 7), self.image(24, 40, kernel, kernel)
-        self.bn, self.residual_bn = (BatchNorm(*(torch.rand(40) for _ in range(4)), 1e-5) for _ in range(2))
-        self.k_vectors = [torch.rand(24) for _ in range(3)]
-        self.k_bn = BatchNorm(*(torch.rand(24) for _ in range(4)), 1e-5)
-        out = conv.output_size((9, 7), (kernel, kernel))
-        self.y, self.g_y = self.image(2, 24, *out), self.image(2, 24, *out)
-        self.pooled, self.indices = reference.bn_act_max_pool(self.x, None, RELU, POOL)
-
-    def image(self, *shape: int) -> Tensor:
-        return torch.randn(shape).to(self.dtype).contiguous(memory_format=torch.channels_last)
-
-    def tensors(self) -> Iterator[Tensor]:
-        for value in vars(self).values():
-            parts = value if isinstance(value, tuple | list) else [value]
-            yield from (part for part in parts if isinstance(part, Tensor))
-
-    def refill(self) -> None:
-        for t in self.tensors():
-            t.copy_(torch.randint(9, t.shape) if t.dtype == torch.uint8 else torch.rand(t.shape) + 0.25)
-
-    def backward(self, *mask: bool) -> Any:
-        mean, g_mean, g_var = self.k_vectors
-        statistics = (self.g_y, g_mean, g_var)
-        prologue = (self.x, self.bn, SILU, self.weight)
-        return cuda.bn_act_conv_backward(*statistics, *prologue, self.y, mean, self.conv, (*mask, False))
-
-
-# Every function of the module that launches -> a call that reaches it.
-CALLS: dict[str, Callable[[Arguments], Any]] = {
-    "channel_statistics": lambda a: cuda.channel_statistics(a.x),
-    "channel_statistics_backward": lambda a: cuda.channel_statistics_backward(
-        a.g_y, a.k_vectors[1], a.k_vectors[2], a.y, a.k_vectors[0]
-    ),
-    "bn_add_act": lambda a: cuda.bn_add_act(a.x, a.bn, a.residual, a.residual_bn, SILU),
-    "bn_add_act_backward": lambda a: cuda.bn_add_act_backward(a.g, a.x, a.bn, a.residual, a.residual_bn, SILU),
-    "bn_act_max_pool": lambda a: cuda.bn_act_max_pool(a.x, a.bn, RELU, POOL),
-    "bn_act_max_pool_backward": lambda a: cuda.bn_act_max_pool_backward(a.pooled, a.indices, a.x, a.bn, RELU, POOL),
-    "conv_forward": lambda a: cuda.bn_act_conv(a.x, a.bn, SILU, a.weight, None, a.conv, True),
-    "conv_bn_add_act": lambda a: cuda.conv_bn_add_act(a.x, a.weight, None, a.k_bn, a.y, SILU, a.conv),
-    "conv_dgrad": lambda a: a.backward(True, False),
-    "conv_wgrad": lambda a: a.backward(False, True),
-}
-
-
-def results(value: Any) -> list[Tensor]:
-    return [t for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
 
 
 def test_every_launcher_is_here(runtime: Runtime) -> None:
@@ -105,6 +56,41 @@ def test_a_graph_computes_what_a_call_does(runtime: Runtime, name: str, dtype: t
             arguments.refill()
             graph.replay()
             assert all(torch.equal(a, b) for a, b in zip(captured, results(CALLS[name](arguments)), strict=True))
+
+
+@pytest.mark.parametrize("devices", [(0, 0), (0, 1)], ids=["one-device", "two-devices"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_two_host_threads_compute_what_one_does(
+    runtime: Runtime, name: str, dtype: torch.dtype, devices: tuple[int, int]
+) -> None:
+    assert all(bits_agree_at_once(runtime, name, dtype, devices))
+
+
+@pytest.mark.parametrize("name", WITH_WORKSPACE)
+def test_a_workspace_that_host_threads_share_shows(runtime: Runtime, name: str) -> None:
+    torch.manual_seed(1)  # what another test left in freed memory must not pass for a result
+    with sharing_workspaces():
+        assert not all(bits_agree_at_once(runtime, name, torch.bfloat16, (0, 0)))
+
+
+@pytest.mark.timeout(900)  # where other tests share the machine
+@pytest.mark.parametrize("workspaces", ["own", "shared"])
+def test_two_streams_race_where_they_share_a_workspace_and_not_else(workspaces: str) -> None:
+    cuda_emulated.ensure()
+    module = build.build("tsan", cuda_emulated.FOLDER / "tsan")
+    names = list(CALLS if workspaces == "own" else WITH_WORKSPACE)
+    done = subprocess.run(
+        [sys.executable, calls.__file__, str(module), workspaces, *names],
+        env=build.environment("tsan"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, build.SANITIZER_EXIT_CODE), done.stderr[-4000:]
+    reports = dict(part.split("\n", 1) for part in done.stderr.split("at once: ")[1:])
+    raced = [name for name in names if "WARNING: ThreadSanitizer: data race" in reports[name]]
+    assert raced == (names if workspaces == "shared" else []), done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("name", CALLS)
