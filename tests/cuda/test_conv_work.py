@@ -127,3 +127,30 @@ def test_a_tile_beyond_its_phase_that_multiplies_zeros_is_found() -> None:
             )
     finally:
         cuda_emulated.ensure()
+
+
+# ResNet-50, 128 images: C, K, size, kernel -> the share of partial sums, written and read again, in percent of what
+# a pass itself reads and writes in bfloat16, as docs/verification.md has it.
+PARTIAL_SUMS = {
+    (64, 256, 56, 1): (15, 1, 2),
+    (256, 64, 56, 1): (4, 5, 2),
+    (1024, 256, 14, 1): (4, 5, 11),
+    (2048, 512, 7, 1): (4, 5, 22),
+    (512, 512, 7, 3): (7, 3, 98),
+}
+
+
+@pytest.mark.parametrize("layer", PARTIAL_SUMS, ids=lambda layer: "-".join(map(str, layer)))
+def test_partial_sums_take_what_the_traffic_table_says(layer: tuple[int, int, int, int]) -> None:
+    (c, k, size, kernel), padding, n = layer, layer[3] // 2, 128
+    shape = (n, size, size, c, size, size, k, kernel, kernel, 1, 1, padding, padding, 1, 1, 1)
+    pixels, filter_size = n * size * size, k * c * kernel * kernel
+    tiles = -(-pixels // TILE)
+    most = min(-(-216 // (-(-k // TILE) * -(-c // TILE) * kernel * kernel)), 64)
+    splits = -(-pixels // max(-(-pixels // most), 512))
+    kernels = native.kernels(torch.empty(0))
+    partial = [getattr(kernels, f"conv_{name}_workspace")(shape) for name in ("forward", "dgrad", "wgrad")]
+    assert partial == [12 * tiles * k, 8 * tiles * c, 4 * splits * filter_size]
+    x, y, w = 2 * pixels * c, 2 * pixels * k, 2 * filter_size
+    own = (x + w + y, 2 * y + w + 2 * x, 2 * y + x)
+    assert tuple(round(200 * p / o) for p, o in zip(partial, own, strict=True)) == PARTIAL_SUMS[layer]
