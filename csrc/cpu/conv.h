@@ -182,22 +182,22 @@ template <class S>
 void gather_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
                   const FilterStrides& strides);
 
-// The same for more than one group.
+// The same for more than one group, of any width.
 template <class S>
 void strip_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
                  const FilterStrides& strides);
 
-// One channel a group, in and out. `packed` holds the filter as pack_depthwise has written it.
+// Groups of 1, 2, 4 or 8 channels, as many out as in. `packed` holds the filter as pack_grouped has written it.
 template <class S>
-int64_t packed_depthwise_size(const GatherPlan& plan, const Filter<S>& filter);
+int64_t packed_grouped_size(const GatherPlan& plan, const Filter<S>& filter);
 template <class S>
-void pack_depthwise(const GatherPlan& plan, const Filter<S>& filter, S* packed);
+void pack_grouped(const GatherPlan& plan, const Filter<S>& filter, S* packed);
 template <class S>
-void depthwise_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
-                    Sink<S>& sink, int threads);
+void grouped_conv(const GatherPlan& plan, const Filter<S>& filter, const S* packed, const Source<S>& source,
+                  Sink<S>& sink, int threads);
 template <class S>
-void depthwise_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
-                     const FilterStrides& strides);
+void grouped_wgrad(const ConvShape& shape, const Source<S>& u, const Source<S>& g, int threads, S* g_weight,
+                   const FilterStrides& strides);
 
 // Direct convolution in tile registers, with every float as the sum of kParts bfloat16 numbers, 1 to 3. `packed` holds
 // the filters as pack_line has written them; its size is in floats.

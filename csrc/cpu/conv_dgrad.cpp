@@ -32,7 +32,7 @@ void dgrad(const ConvArgs& a, const void* weight, const Source<S>& source, Tenso
     return;
   }
   const S* packed = packed_filter(a, plan, filter);
-  if (is_depthwise(a)) return depthwise_conv<S>(plan, filter, packed, source, sink, threads);
+  if (is_narrow(a)) return grouped_conv<S>(plan, filter, packed, source, sink, threads);
   if (!visit_parts<S>(a, [&](auto parts) { line_conv<parts>(plan, filter, packed, source, sink, threads); }))
     gather_conv<S>(plan, filter, packed, source, sink, threads);
 }

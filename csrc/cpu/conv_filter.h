@@ -22,8 +22,9 @@ inline bool is_winograd(const ConvArgs& a) {
   }
 }
 
-inline bool is_depthwise(const ConvArgs& a) {
-  return a.algorithm == ConvAlgorithm::depthwise;
+// Of narrow groups, with channels as lanes.
+inline bool is_narrow(const ConvArgs& a) {
+  return a.algorithm == ConvAlgorithm::depthwise || a.algorithm == ConvAlgorithm::grouped;
 }
 
 // Parts of a float for tile registers, or 0 where it is another algorithm.
@@ -34,6 +35,7 @@ inline int float_parts(const ConvArgs& a) {
     case ConvAlgorithm::bf16x6: return 3;
     case ConvAlgorithm::direct:
     case ConvAlgorithm::depthwise:
+    case ConvAlgorithm::grouped:
     case ConvAlgorithm::winograd_f2:
     case ConvAlgorithm::winograd_f4:
     case ConvAlgorithm::winograd_f5:
@@ -63,7 +65,7 @@ inline int threads_for_conv(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const int64_t outputs = s.batch * s.out_height * s.out_width * s.out_channels;
   const int64_t products = outputs * (s.channels / s.groups) * s.kernel_h * s.kernel_w;
-  return threads_for(is_depthwise(a) ? outputs : products / 64, a.threads);
+  return threads_for(is_narrow(a) ? outputs : products / 64, a.threads);
 }
 
 // Elements of a packed filter.
@@ -71,7 +73,7 @@ template <class S>
 int64_t packed_size(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter) {
   int64_t size = 0;
   if (visit_parts<S>(a, [&](auto parts) { size = packed_line_size<parts>(plan, filter); })) return size;
-  if (is_depthwise(a)) return packed_depthwise_size(plan, filter);
+  if (is_narrow(a)) return packed_grouped_size(plan, filter);
   return is_winograd(a) ? packed_winograd_size(a.algorithm, filter) : packed_gather_size(plan, filter);
 }
 
@@ -79,7 +81,7 @@ template <class S>
 void pack(const ConvArgs& a, const GatherPlan& plan, const Filter<S>& filter, S* packed) {
   const int threads = threads_for_conv(a);
   if (visit_parts<S>(a, [&](auto parts) { pack_line<parts>(plan, filter, threads, packed); })) return;
-  if (is_depthwise(a)) return pack_depthwise(plan, filter, packed);
+  if (is_narrow(a)) return pack_grouped(plan, filter, packed);
   is_winograd(a) ? pack_winograd(a.algorithm, filter, threads, packed) : pack_gather(plan, filter, threads, packed);
 }
 

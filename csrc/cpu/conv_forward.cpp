@@ -19,8 +19,8 @@ void convolve(const ConvArgs& a, int threads, const void* weight, const void* pa
   const GatherPlan plan = GatherPlan::forward(a.shape);
   const S* ready = packed ? static_cast<const S*>(packed) : packed_filter(a, plan, filter);
   if (visit_parts<S>(a, [&](auto parts) { line_conv<parts>(plan, filter, ready, source, sink, threads); })) return;
-  if (is_depthwise(a))
-    depthwise_conv<S>(plan, filter, ready, source, sink, threads);
+  if (is_narrow(a))
+    grouped_conv<S>(plan, filter, ready, source, sink, threads);
   else if (is_winograd(a))
     winograd_conv<S>(a.algorithm, WinogradPlan::forward(a.shape), filter, ready, source, sink, threads);
   else

@@ -25,8 +25,8 @@ void launch_conv_wgrad(const ConvWgradArgs& a) {
         g_filter.write(g_weight);
       } else if (is_winograd(a.conv))
         winograd_wgrad(a.conv.algorithm, shape, u, g, threads, g_weight, a.conv.strides);
-      else if (is_depthwise(a.conv))
-        depthwise_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
+      else if (is_narrow(a.conv))
+        grouped_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
       else if (shape.groups > 1)
         strip_wgrad(shape, u, g, threads, g_weight, a.conv.strides);
       else

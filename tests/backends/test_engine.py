@@ -1,9 +1,8 @@
-"""The CPU's convolution engine: its algorithms, their accuracy, the choice between them, and what it keeps."""
+"""The CPU's convolution engine: its algorithms, their accuracy, and what it keeps."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import random
 import subprocess
@@ -22,7 +21,6 @@ from fused_resnet.backends.arguments import Activation, Conv
 
 cpu = pytest.importorskip("fused_resnet.backends.cpu", reason="the native module is not built")
 
-CHOICE = importlib.import_module("fused_resnet.backends.cpu.conv_algorithm")
 WINOGRAD = ("winograd_f2", "winograd_f4", "winograd_f5")
 IN_PARTS = ("bf16x1", "bf16x3", "bf16x6")
 IDENTITY = Activation("identity")
@@ -100,6 +98,33 @@ def test_depthwise_on_sampled_geometries(isa: str, case: tuple) -> None:
             continue  # where stock reads memory that nobody wrote, as below
         low = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in args]
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, low, dtype, atol=atol)
+
+
+def grouped_cases(count: int, seed: int) -> list[tuple]:
+    """The same with 2, 4 or 8 channels a group, and as many outputs."""
+    cases = []
+    for i, (_, c, _, h, w, kernel, stride, padding, dilation, _) in enumerate(sampled_cases(count, seed)):
+        channels = (2, 4, 8)[i % 3] * min(c, 17)
+        cases.append((5, channels, channels, h, w, kernel, stride, padding, dilation, min(c, 17)))
+    return [case for case in cases if case[-1] > 1]
+
+
+# Blocks of several threads, registers with a tail, and channels of ResNeXt's first stage.
+MORE_GROUPED_CASES = [
+    (9, 40, 40, 41, 37, (3, 3), (1, 1), (1, 1), (1, 1), 10),
+    (6, 88, 88, 63, 65, (5, 5), (2, 2), (2, 2), (1, 1), 11),
+    (3, 122, 122, 29, 31, (3, 3), (1, 1), (1, 1), (1, 1), 61),
+    (2, 128, 128, 56, 56, (3, 3), (1, 1), (1, 1), (1, 1), 32),
+]
+
+
+@pytest.mark.parametrize("case", [*grouped_cases(40, seed=3), *MORE_GROUPED_CASES], ids=str)
+def test_narrow_groups_on_sampled_geometries(isa: str, case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSED_RESNET_CONV", "grouped")
+    for dtype, atol in ((torch.float64, 2e-12), (torch.float32, 2e-6), (torch.bfloat16, None)):
+        if dtype == torch.bfloat16 and case[4] <= 2:
+            continue  # where stock reads memory that nobody wrote, as below
+        assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, arguments(case, dtype), dtype, atol=atol)
 
 
 @pytest.mark.parametrize("case", sampled_cases(40, seed=4), ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
@@ -190,94 +215,6 @@ def assert_accurate(
         assert relative_error(got, exact) <= (times_stock or LIMITS[algorithm][i])
 
 
-@pytest.mark.precision("high")
-def test_the_table_and_what_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CHOICE, "isa", lambda: "avx512")
-    monkeypatch.setattr(CHOICE, "has_dot_products", lambda: False)
-    dense = Conv((1, 1), (1, 1), (1, 1), 1)
-
-    def chosen(
-        conv: Conv = dense, shape: tuple = (64, 64, 3, 3), size: int = 28, dtype=torch.float32, n: int = 4, **kept: bool
-    ) -> str:
-        return cpu.conv_algorithm(conv, shape, (n, shape[0], size, size), dtype, **kept)
-
-    assert chosen() == chosen(n=1) == chosen(size=56) == chosen(size=7, n=32) == "winograd_f4"
-    f2, f4, f5 = WINOGRAD
-    by_size = ["direct", f2, f4, f4, f5, f2, f4, f4, f5, f5, f4, f4, f5, f5, f5]
-    assert [chosen(size=size, n=64) for size in range(1, 16)] == by_size
-    assert chosen(size=14, n=16) == "winograd_f5"
-    assert chosen(size=14, n=2) == chosen(size=7, n=3) == chosen(size=5, n=8) == "winograd_f2"  # smaller filters
-    assert chosen(size=14, n=2, keeps_filter=True) == "winograd_f5"  # packed beforehand
-    assert chosen(size=14, n=1, keeps_filter=True) == chosen(size=7, n=2, keeps_filter=True) == "winograd_f4"
-    assert chosen(size=7, n=1) == "direct" and chosen(size=7, n=1, keeps_filter=True) == "winograd_f2"
-    stem = Conv((2, 2), (3, 3), (1, 1), 1)
-    assert chosen(stem, (64, 3, 7, 7)) == chosen(stem, (64, 64, 7, 7), n=1) == "winograd_stem"
-    for other in ((64, 1, 7, 7), (8, 3, 7, 7), (64, 3, 5, 5)):
-        assert chosen(stem, other) == "direct"
-    assert chosen(stem._replace(stride=(1, 1)), (64, 3, 7, 7)) == "direct"
-    strided = dense._replace(stride=(2, 2))
-    assert chosen(strided, size=28) == chosen(strided, size=28, n=1) == chosen(strided, size=14, n=16) == "winograd_s2"
-    assert chosen(strided, size=28, dtype=torch.bfloat16) == chosen(strided, size=28, dtype=torch.float16)
-    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
-    assert (
-        chosen(strided, size=14, n=8) == chosen(strided, size=7, n=32) == chosen(strided, size=28, dtype=torch.float64)
-    )
-    assert chosen(strided, size=28, shape=(64, 32, 3, 3)) == "winograd_s2"
-    grouped = dense._replace(groups=64)
-    assert chosen(grouped, (64, 1, 3, 3)) == chosen(grouped._replace(stride=(2, 2)), (64, 1, 7, 7)) == "depthwise"
-    assert chosen(grouped, (64, 1, 3, 3), dtype=torch.float64) == "depthwise"
-    assert chosen(grouped, (128, 1, 3, 3)) == chosen(dense, (64, 1, 3, 3)) == "direct"
-    assert chosen(strided, size=28, shape=(32, 16, 3, 3)) == chosen(strided, size=14, n=8) == "direct"
-    for other in (strided._replace(padding=(0, 1)), strided._replace(dilation=(2, 2)), strided._replace(groups=2)):
-        assert chosen(other, size=28) == "direct"
-    assert (
-        chosen(dtype=torch.float64) == chosen(dense._replace(stride=(2, 1))) == chosen(shape=(64, 3, 3, 3)) == "direct"
-    )
-    assert chosen(dense._replace(groups=4)) == chosen(shape=(64, 64, 1, 1)) == "direct"
-    assert chosen(dtype=torch.bfloat16) == chosen(dtype=torch.float16) == "winograd_f4"
-    assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "direct"
-    monkeypatch.setattr(CHOICE, "has_dot_products", lambda: True)
-    assert chosen(dtype=torch.bfloat16) == "winograd_f4"
-    assert chosen(shape=(64, 64, 1, 1), dtype=torch.bfloat16) == "bf16x1"
-    assert chosen(strided, size=28, dtype=torch.bfloat16) == "bf16x1"
-    assert chosen(strided, size=28, dtype=torch.float16) == "winograd_s2"
-    assert chosen(shape=(64, 3, 1, 1), dtype=torch.bfloat16) == chosen(shape=(64, 64, 1, 1)) == "direct"
-    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_f2")
-    assert chosen() == chosen(dtype=torch.float64) == "winograd_f2"
-    assert chosen(strided, size=28) == "direct"
-    assert chosen(shape=(64, 64, 1, 1)) == "direct"
-    monkeypatch.setenv("FUSED_RESNET_CONV", "winograd_s2")
-    assert chosen(strided, n=1, dtype=torch.float64) == "winograd_s2"
-    assert chosen() == chosen(strided._replace(padding=(2, 2))) == "direct"
-    monkeypatch.setenv("FUSED_RESNET_CONV", "direct")
-    assert chosen() == chosen(strided, size=28) == "direct"
-    monkeypatch.setenv("FUSED_RESNET_CONV", "fft")
-    with pytest.raises(ValueError, match=r"FUSED_RESNET_CONV: expected auto or one of direct, .*, got 'fft'"):
-        chosen()
-
-
-@pytest.mark.parametrize(
-    ("precision", "isa", "algorithm"),
-    [("high", "amx", "bf16x3"), ("highest", "amx", "bf16x6"), ("highest", "avx512", "direct")],
-)
-def test_precision_and_tile_registers(
-    precision: str, isa: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CHOICE, "isa", lambda: isa)
-    monkeypatch.setattr(CHOICE, "get_float32_conv_precision", lambda: precision)
-    dense = Conv((1, 1), (1, 1), (1, 1), 1)
-
-    def chosen(dtype: torch.dtype = torch.float32, c: int = 64, groups: int = 1) -> str:
-        return cpu.conv_algorithm(dense._replace(groups=groups), (64, c, 3, 3), (4, 64, 14, 14), dtype)
-
-    assert chosen() == algorithm
-    assert chosen(c=3) == chosen(c=1, groups=8) == chosen(torch.float64) == "direct"
-    assert chosen(c=8, groups=8) == ("bf16x3" if algorithm == "bf16x3" else "direct")
-    if isa == "amx":
-        assert (chosen(torch.bfloat16), chosen(torch.float16)) == ("bf16x1", algorithm)
-        assert chosen(torch.bfloat16, c=8, groups=8) == "bf16x1"
-
-
 def test_tile_registers_are_left_as_they_were() -> None:
     """oneDNN sets the registers' shapes once, and expects to find them when it comes again."""
     a, b = torch.randn(70, 96, dtype=torch.bfloat16), torch.randn(96, 50, dtype=torch.bfloat16)
@@ -288,11 +225,11 @@ def test_tile_registers_are_left_as_they_were() -> None:
         assert torch.equal(ops.bn_act_conv(*args)[0], y)
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "depthwise", *WINOGRAD, "winograd_s2", *IN_PARTS])
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", "grouped", *WINOGRAD, "winograd_s2", *IN_PARTS])
 def test_same_bits_every_time(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     stride = (2, 2) if algorithm == "winograd_s2" else (1, 1)
-    outputs, groups = (32, 32) if algorithm == "depthwise" else (48, 1)
+    outputs, groups = {"depthwise": (32, 32), "grouped": (32, 8)}.get(algorithm, (48, 1))
     x, bn, *rest = arguments((4, 32, outputs, 30, 29, (3, 3), stride, (1, 1), (1, 1), groups), torch.float32)
 
     def run() -> list[torch.Tensor]:

@@ -27,7 +27,13 @@ constexpr Activation kActivations[] = {Activation::identity, Activation::relu, A
 #endif
 
 bool is_exact(ConvAlgorithm a) {
-  return a == ConvAlgorithm::direct || a == ConvAlgorithm::depthwise || a == ConvAlgorithm::bf16x6;
+  switch (a) {
+    case ConvAlgorithm::direct:
+    case ConvAlgorithm::depthwise:
+    case ConvAlgorithm::grouped:
+    case ConvAlgorithm::bf16x6: return true;
+    default: return false;
+  }
 }
 
 // Relative error allowed. Where sums differ in the last bit, a stored 16-bit number may be its neighbour.
@@ -177,6 +183,9 @@ void check_all() {
     check_conv(dtype, silu, conv_shape(3, 11, 9, 24, 40, 3, 1, 2, 2, 8), ConvAlgorithm::direct);
     check_conv(dtype, silu, conv_shape(3, 17, 14, 37, 37, 3, 1, 1, 1, 37), ConvAlgorithm::depthwise);
     check_conv(dtype, silu, conv_shape(9, 31, 22, 33, 33, 5, 2, 2, 1, 33), ConvAlgorithm::depthwise);
+    for (const int groups : {5, 10, 20})
+      check_conv(dtype, silu, conv_shape(9, 23, 21, 40, 40, 3, 1, 1, 1, groups), ConvAlgorithm::grouped);
+    check_conv(dtype, silu, conv_shape(3, 31, 22, 40, 40, 5, 2, 2, 1, 10), ConvAlgorithm::grouped);
     check_conv(dtype, silu, conv_shape(1, 5, 5, 96, 130, 3, 1, 1), ConvAlgorithm::direct);     // threads share channels
     check_conv(dtype, silu, conv_shape(1, 12, 12, 400, 424, 1, 1, 0), ConvAlgorithm::direct);  // and a weight gradient
     for (const ConvAlgorithm winograd :

@@ -22,6 +22,7 @@ __all__ = ["CONV_ALGORITHMS", "conv_algorithm"]
 CONV_ALGORITHMS = (
     "direct",
     "depthwise",
+    "grouped",
     "winograd_f2",
     "winograd_f4",
     "winograd_f5",
@@ -37,6 +38,9 @@ CONV_ALGORITHMS = (
 _TILES = {"direct": (1, 9), "winograd_f2": (2, 16), "winograd_f4": (4, 36), "winograd_f5": (5, 52)}
 # What packing a filter and reading it costs, in tiles; and reading one that is packed already.
 _PACKING_TILES, _READING_TILES = 30, 10
+
+# Floats in a register, by instruction set.
+_LANES = {"baseline": 1, "neon": 4, "avx2": 8, "avx512": 16, "amx": 16}
 
 _ENVIRONMENT = "FUSED_RESNET_CONV"
 
@@ -72,6 +76,16 @@ class Geometry(NamedTuple):
     def is_depthwise(self) -> bool:
         """One channel a group, in and out."""
         return self.conv.groups > 1 and self.weight_shape[1] == 1 and self.weight_shape[0] == self.conv.groups
+
+    @property
+    def is_grouped(self) -> bool:
+        """2, 4 or 8 channels a group, in and out."""
+        return self.weight_shape[1] in (2, 4, 8) and self.weight_shape[0] == self.conv.groups * self.weight_shape[1]
+
+    @property
+    def suits_grouped(self) -> bool:
+        """A group is narrower than a register, so that a product of matrices would multiply zeros."""
+        return self.is_grouped and self.weight_shape[1] < _LANES[isa()]
 
     @property
     def allows_rounding(self) -> bool:
@@ -135,6 +149,8 @@ class Geometry(NamedTuple):
             return self.has_winograd
         if algorithm == "depthwise":
             return self.is_depthwise
+        if algorithm == "grouped":
+            return self.is_grouped
         return algorithm == "direct" or self.has_parts
 
 
@@ -144,6 +160,7 @@ _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
     ("bf16x3", lambda g: g.suits_tile_registers and g.allows_rounding),  # float16 too, whose numbers are two parts
     ("bf16x6", lambda g: g.suits_tile_registers and g.conv.groups == 1),
+    ("grouped", lambda g: g.suits_grouped),
     ("winograd_f2", lambda g: g.suits_winograd and g.cheapest == "winograd_f2"),
     ("winograd_f4", lambda g: g.suits_winograd and g.cheapest == "winograd_f4"),
     ("winograd_f5", lambda g: g.suits_winograd and g.cheapest == "winograd_f5"),
