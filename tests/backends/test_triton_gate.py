@@ -6,14 +6,30 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
-from triton_gate.budget import BUDGET, SHARED_BYTES, breaches, widest
+from triton_gate.budget import BUDGET, PRODUCTS, SHARED_BYTES, breaches, widest
+from triton_gate.resources import resources
+
+from fused_resnet.backends.arguments import ACTIVATIONS
+from fused_resnet.backends.triton.configs import PRODUCT
 
 TESTS = Path(__file__).resolve().parent.parent
+WITH_ACTIVATION = (
+    "bn_add_act_kernel",
+    "bn_add_act_backward_kernel",
+    "bn_act_max_pool_kernel",
+    "bn_act_max_pool_backward_kernel",
+    *PRODUCTS,
+)
+# Types of a product and the bytes of an element.
+PRODUCT_TYPES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 ROW = {
     "target": "sm_90",
     "kernel": "conv_dgrad_kernel",
@@ -22,12 +38,15 @@ ROW = {
     "tile": "128x64x32",
     "registers": 128,
     "spill_bytes": 0,
+    "stack_bytes": 0,
+    "scalar_spills": 0,
     "shared_bytes": 60000,
     "warps": 8,
     "loads_128": 8,
     "stores_128": 4,
     "tensor_core": 4,
 }
+KNOWN = {"target": "sm_80", "case": "leaky_relu"}  # of budget.KNOWN_STACK
 
 
 @pytest.mark.parametrize(
@@ -35,6 +54,11 @@ ROW = {
     [
         ({"registers": 10_000}, "10000 registers, the budget is"),
         ({"spill_bytes": 8}, "8 bytes of registers spilled"),
+        ({"stack_bytes": 16}, "16 bytes of stack"),
+        ({"target": "gfx942", "stack_bytes": 24, "shared_bytes": 0}, "24 bytes of stack"),
+        ({"target": "gfx942", "scalar_spills": 900, "shared_bytes": 0}, "900 scalar registers spilled, the budget is"),
+        (KNOWN | {"stack_bytes": 16}, "16 bytes of stack, expected 8"),
+        (KNOWN, "0 bytes of stack, expected 8"),
         ({"shared_bytes": 232449}, "232449 bytes of shared memory, a block has 232448"),
         ({"target": "sm_86", "shared_bytes": 101377}, "a block has 101376"),
         ({"loads_128": 0}, "no 128-bit load"),
@@ -54,6 +78,35 @@ def test_what_keeps_the_budget_passes() -> None:
     allowed = {**ROW, "registers": 1}
     assert not list(breaches(allowed))
     assert widest([ROW, {**ROW, "registers": 90}]) == {"conv_dgrad_kernel": {"nvidia-bfloat16-relu": 128}}
+    spills = [{**ROW, "target": "gfx942", "scalar_spills": n} for n in (0, 3, 2)]
+    expected = {"amd-bfloat16-relu": 128, "amd-bfloat16-relu-scalar-spills": 3}
+    assert widest(spills) == {"conv_dgrad_kernel": expected}
+    assert not list(breaches({**allowed, **KNOWN, "stack_bytes": 8}))
+
+
+# What LLVM writes at the end of a kernel's assembly, of one that spills both kinds of registers.
+AMDGCN = """
+        v_mfma_f32_32x32x8_bf16_1k a[0:15], v[2:3], v[4:5], a[0:15]
+        global_load_dwordx4 v[0:3], v[0:1], off
+    .private_segment_fixed_size: 24
+    .sgpr_count:     106
+    .sgpr_spill_count: 450
+    .vgpr_count:     512
+    .vgpr_spill_count: 5
+"""
+
+
+def test_spills_and_scratch_of_amd_are_read() -> None:
+    metadata = SimpleNamespace(shared=4096, num_warps=4)
+    read = partial(resources, target="gfx942", rows=64)
+    found = read(SimpleNamespace(metadata=metadata, asm={"amdgcn": AMDGCN}))
+    expected = {"registers": 512, "spill_bytes": 20, "stack_bytes": 24, "scalar_spills": 450, "tensor_core": 1}
+    assert {name: found[name] for name in expected} == expected
+    assert (found["loads_128"], found["stores_128"]) == (1, 0)
+    for line in ("private_segment_fixed_size", "sgpr_spill_count", "vgpr_spill_count", "vgpr_count"):
+        changed = AMDGCN.replace(f".{line}:", ".renamed:")  # by another compiler
+        with pytest.raises(ValueError, match=line):
+            read(SimpleNamespace(metadata=metadata, asm={"amdgcn": changed}))
 
 
 @pytest.mark.timeout(900)
@@ -67,3 +120,8 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path: Path) -> Non
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["target"] for row in rows} == set(SHARED_BYTES)
     assert {row["kernel"] for row in rows} == json.loads(BUDGET.read_text()).keys()
+    assert {(row["kernel"], row["case"]) for row in rows} >= {*product(WITH_ACTIVATION, ACTIVATIONS)}
+    compiled = {(row["kernel"], row["case"], row["type"], row["tile"]) for row in rows}
+    for kind, size in PRODUCT_TYPES.items():
+        tiles = ["x".join(map(str, tile[:3])) for tile in PRODUCT[size]]
+        assert compiled >= {*product(PRODUCTS, ("relu", "gelu"), (kind,), tiles)}

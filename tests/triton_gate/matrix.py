@@ -1,4 +1,4 @@
-"""The cases: every op, forward and backward, in every type, on every tile of its short list."""
+"""The cases: every op, forward and backward, in every type, with every activation, on every tile of its short list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.backends import triton as backend
-from fused_resnet.backends.arguments import Activation, BatchNorm, Conv, MaxPool
+from fused_resnet.backends.arguments import ACTIVATIONS, Activation, BatchNorm, Conv, MaxPool
 from fused_resnet.backends.triton import configs, launch
 from fused_resnet.backends.triton.channel_statistics import channel_statistics
 from fused_resnet.backends.triton.output_gradient import output_gradient
@@ -120,8 +120,8 @@ def _setting(precision: str, pointwise: Any, product: Any) -> Iterator[None]:
 def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]]]:
     """A name, the name of a type, a pointwise tile, a product tile, and what to run.
 
-    Each tile of a product compiles in each type. What a type adds to pointwise kernels, and an activation or a geometry
-    to products, with the first tile alone.
+    Each tile of a product compiles in each type, with relu and with GELU. What a type adds to pointwise kernels, and a
+    geometry to products, with the first tile alone; the other activations with the first tile, in bfloat16.
     """
     for name, (dtype, _) in TYPES.items():
         first, products = configs.POINTWISE[0], configs.PRODUCT[dtype.itemsize]
@@ -132,6 +132,7 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
                     yield "gelu", name, pointwise, products[0], partial(_pointwise, act=_GELU)
         for product in products:
             yield "relu", name, first, product, partial(_products, kernel=1, stride=1)
+            yield "gelu", name, first, product, partial(_products, kernel=1, stride=1, act=_GELU)
         for product in configs.UNALIGNED[dtype.itemsize]:
             yield "unaligned", name, first, product, _unaligned_products
         if name == "float16":  # compiles as bfloat16 does
@@ -140,7 +141,9 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
         yield "relu", name, first, products[0], _bare_products
         if name == "bfloat16":
             yield "ones", name, first, configs.UNALIGNED[dtype.itemsize][0], _ones
-        yield "gelu", name, first, products[0], partial(_products, kernel=1, stride=1, act=_GELU)
+            for act in map(Activation, sorted({*ACTIVATIONS} - {"relu", "gelu"})):
+                yield act.name, name, first, products[0], partial(_pointwise, act=act)
+                yield act.name, name, first, products[0], partial(_products, kernel=1, stride=1, act=act)
 
 
 def compile_all(target: str, every: int = 1) -> list[dict[str, Any]]:
@@ -149,6 +152,8 @@ def compile_all(target: str, every: int = 1) -> list[dict[str, Any]]:
     rows: dict[tuple[str, ...], dict[str, Any]] = {}  # a kernel may be that of several types and cases
 
     def compile_instead(kernel: Any, programs: int, device: Any, config: Any, *args: Any, **constants: Any) -> None:
+        if kind["case"] in ACTIVATIONS and kind["case"] != "relu" and "ACTIVATION" not in constants:
+            return  # a kernel without an activation: relu's case has it
         start = time.perf_counter()
         options = launch.options(config, hip=TARGETS[target].backend == "hip")
         compiled = kernel.warmup(*args, grid=(programs,), **constants, **config.tile, **options)

@@ -28,7 +28,7 @@ _AMDGCN = {
 
 
 def resources(compiled: Any, target: str, rows: int) -> dict[str, int]:
-    """registers and spills of a thread, shared memory of a block, 128-bit accesses, tensor-core instructions."""
+    """registers, spills and stack of a thread, shared memory of a block, 128-bit accesses, tensor-core instructions."""
     counts = {"shared_bytes": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
     if "cubin" in compiled.asm:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -37,12 +37,16 @@ def resources(compiled: Any, target: str, rows: int) -> dict[str, int]:
             command = [str(_CUOBJDUMP), "-res-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         counts["registers"] = _number(r"REG:(\d+)", usage)
-        counts["spill_bytes"] = _number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage)
+        counts["spill_bytes"] = _number(r"LOCAL:(\d+)", usage)
+        counts["stack_bytes"] = _number(r"STACK:(\d+)", usage)  # where ptxas spills to, too
+        counts["scalar_spills"] = 0  # ptxas spills scalar registers to no memory of their own
         text, patterns = compiled.asm["ptx"], _PTX
     else:
         text, patterns = compiled.asm["amdgcn"], _AMDGCN
         counts["registers"] = _number(r"\.vgpr_count:\s+(\d+)", text)
         counts["spill_bytes"] = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+        counts["stack_bytes"] = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)  # scratch
+        counts["scalar_spills"] = _number(r"\.sgpr_spill_count:\s+(\d+)", text)  # to lanes of vector registers
     is_amd = "amdgcn" in compiled.asm
     product = _TENSOR_CORE[target] if target in _TENSOR_CORE and (rows >= 64 or is_amd) else r"mma\.sync"
     patterns = patterns | {"tensor_core": product}
