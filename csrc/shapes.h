@@ -55,9 +55,9 @@ struct FilterStrides {
 };
 
 // How a convolution is computed. The numbering is that of CONV_ALGORITHMS in
-// fused_resnet/backends/cpu/conv_algorithm.py. depthwise: one channel a group, in and out; grouped: 2, 4 or 8. winograd_f2,
-// winograd_f4, winograd_f5: 3x3 of stride 1; winograd_s2: 3x3 of stride 2; winograd_stem: 7x7 of stride 2. bf16x1,
-// bf16x3, bf16x6: direct, every float as the sum of 1, 2 or 3 bfloat16 numbers, in so many products of them.
+// fused_resnet/backends/cpu/conv_algorithm.py. depthwise: one channel a group, in and out; grouped: 2, 4 or 8.
+// winograd_f2, winograd_f4, winograd_f5: 3x3 of stride 1; winograd_s2: 3x3 of stride 2; winograd_stem: 7x7 of stride 2.
+// bf16x1, bf16x3, bf16x6: direct, every float as the sum of 1, 2 or 3 bfloat16 numbers, in so many products of them.
 enum class ConvAlgorithm : int {
   direct,
   depthwise,
