@@ -1,9 +1,9 @@
 // The weight gradient of a direct convolution without groups: a product over pixels, of g as it lies and of what each
 // output reads. Grouped convolutions are strip_wgrad.cpp's.
 //
-// Where the result is small each thread has blocks of pixels and an accumulator of its own: handing over half a block
-// from cache to cache would take longer than the products. Where it is large all threads gather one block together, and
-// then each multiplies for a share of the result's columns.
+// Where the result is small or threads are few, each has blocks of pixels and an accumulator of its own: handing over
+// half a block from cache to cache takes long, and much longer where the cores have no cache in common. Else all
+// threads gather one block together, and then each multiplies for a share of the result's columns.
 #include "gather.h"
 #include "workspace.h"
 
@@ -18,8 +18,8 @@ namespace {
 constexpr int64_t kBlockBytes = 320 * 1024;
 constexpr int64_t kPiece = 128;
 constexpr int64_t kSlabBlocks = 32;
-// Of L2, for an accumulator of each thread's own.
-constexpr int64_t kOwnBytes = 640 * 1024;
+// For an accumulator of each thread's own, in L2; and for those of few threads together, which the products ask for.
+constexpr int64_t kOwnBytes = 640 * 1024, kAllBytes = 8 * 1024 * 1024;
 
 template <class S>
 class GatherWgrad {
@@ -42,8 +42,9 @@ class GatherWgrad {
     pixels_ = rows_ * shape.out_width;
     // One segment at a time; all of a block where fewer threads come than were asked for.
     strip_size_ = pointwise_ ? 0 : strip_.size(std::min(rows_, shape.out_height), 1);
-    sums_size_ = result_rows_ * columns_;
-    is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= kOwnBytes;
+    sums_size_ = result_rows_ * round_up(columns_, kPanel<S>);
+    const int64_t sums_bytes = sums_size_ * static_cast<int64_t>(sizeof(S));
+    is_alone_ = sums_bytes <= kOwnBytes || sums_bytes * threads <= kAllBytes;
     const int crews = is_alone_ ? threads : 1;
     u_size_ = round_up(columns_, kPanel<S>) * pixels_;
     g_size_ = round_up(shape.out_channels, kColumnChunk<S>) * pixels_;
@@ -76,7 +77,8 @@ class GatherWgrad {
   }
 
  private:
-  // A crew's.
+  // A crew's. The sums lie panel by panel, so that a thread's share is one stretch: a part of each row of the result
+  // would use only some of the sets of L2.
   struct Matrices {
     Rows<S> u, g;
     S* sums;
@@ -153,21 +155,25 @@ class GatherWgrad {
         const Rows<S> g = own.g.from_row(pixel);
         multiply_columns_panel(g.data + k / g.chunk * g.chunk_stride + k % g.chunk, g.row_stride,
                                panel + pixel * kPanel<S>, {1, piece, kPanel<S>, 0}, columns_ - column,
-                               own.sums + k * columns_ + column, columns_, adds, ahead.take(piece));
+                               own.sums + column * result_rows_ + k * kPanel<S>, kPanel<S>, adds, ahead.take(piece));
       }
     }
   }
 
   // Adds up the crews' sums, in their order.
   void write(const Range& outputs, int crews, S* g_weight, const FilterStrides& w) const {
+    std::vector<S> row(columns_ + kPanel<S>);
     for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-      S* sums = sums_ + o * columns_;
-      for (int crew = 1; crew < crews; ++crew)
-        for (int64_t c = 0; c < columns_; ++c) sums[c] += sums[crew * sums_size_ + c];
+      for (int64_t column = 0; column < columns_; column += kPanel<S>) {
+        const S* sums = sums_ + column * result_rows_ + o * kPanel<S>;
+        std::copy_n(sums, kPanel<S>, &row[column]);
+        for (int crew = 1; crew < crews; ++crew)
+          for (int64_t c = 0; c < kPanel<S>; ++c) row[column + c] += sums[crew * sums_size_ + c];
+      }
+      const S* from = row.data();
       for (const Tap& tap : taps_) {
         S* to = g_weight + o * w.k + tap.r * w.r + tap.s * w.s;
-        for (int64_t c = 0; c < shape_.channels; ++c) to[c * w.c] = sums[c];
-        sums += shape_.channels;
+        for (int64_t c = 0; c < shape_.channels; ++c) to[c * w.c] = *from++;
       }
     }
   }

@@ -178,6 +178,7 @@ inline void multiply_columns(const S* a, int64_t a_stride, const S* b, const Lin
                              bool adds, Prefetch ahead) {
   constexpr int N = kLanes<S>;
   const char* soon = ahead.begin ? ahead.begin : reinterpret_cast<const char*>(out);
+  for (int i = 0; adds && i < kColumnRows; ++i) prefetch(out + i * out_stride, kVectors * N);
   Vector<S> sums[kColumnRows][kVectors] = {};
   for (int64_t line = 0; line < lines.count; ++line) {
     const S* row = b + line * lines.line_stride;
