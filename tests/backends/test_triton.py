@@ -204,16 +204,17 @@ def test_channels_that_are_not_aligned_have_a_tile_of_their_own() -> None:
     assert [list(t.ms) for t in found] == [["32x32x32"]]
 
 
-def test_gelu_on_tensor_cores_may_take_all_registers() -> None:
+def test_activations_on_tensor_cores_may_take_all_registers() -> None:
     conv = Conv((1, 1), (0, 0), (1, 1), 1)
 
     def options(name: str, dtype: torch.dtype, channels: int, hip: bool = False) -> dict[str, int]:
         x, weight = image(1, channels, 2, 2).to(dtype), torch.empty(channels, channels, 1, 1, dtype=dtype)
         return launch.options(tuning.product("bn_act_conv", x, Activation(name), weight, conv), hip)
 
-    assert options("gelu", torch.bfloat16, 16) == {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
+    for name in ("gelu", "relu6", "leaky_relu", "silu", "hardswish"):
+        assert options(name, torch.bfloat16, 16) == {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
     assert "maxnreg" not in options("gelu", torch.bfloat16, 16, hip=True)  # an option of NVIDIA's alone
-    assert "maxnreg" not in options("relu", torch.bfloat16, 16)
+    assert "maxnreg" not in options("relu", torch.bfloat16, 16) | options("identity", torch.bfloat16, 16)
     assert "maxnreg" not in options("gelu", torch.bfloat16, 17)
     assert "maxnreg" not in options("gelu", torch.float32, 16)
 

@@ -23,14 +23,15 @@ def pointwise(op: str, x: Tensor) -> tuple[int, int]:
 def product(op: str, x: Tensor, activation: Activation, weight: Tensor, conv: Conv) -> configs.Config:
     """The tile of a convolution's matrix product.
 
-    For GELU on tensor cores a thread may have all 255 registers: ptxas aims at fewer, so that one block more fits, and
-    would spill 8 to 16 bytes.
+    On tensor cores a thread may have all 255 registers where the activation takes some: ptxas aims at fewer, so that
+    one block more fits, and would spill 8 to 16 bytes.
     """
     is_aligned = weight.shape[0] // conv.groups % 16 == 0 and weight.shape[1] % 16 == 0
     tiles = _product_tiles((configs.PRODUCT if is_aligned else configs.UNALIGNED)[x.element_size()])
     tile = tiles[choose("triton", op, tuple(tiles), next(iter(tiles)), x, weight, conv)]
     on_tensor_cores = x.element_size() == 2 or float32_precision(x) == "tf32"
-    return tile._replace(registers=255) if is_aligned and on_tensor_cores and activation.name == "gelu" else tile
+    takes_registers = is_aligned and on_tensor_cores and activation.name not in ("identity", "relu")
+    return tile._replace(registers=255) if takes_registers else tile
 
 
 @cache
