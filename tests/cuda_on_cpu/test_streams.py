@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
@@ -74,12 +74,10 @@ def test_a_workspace_that_host_threads_share_shows(runtime: Runtime, name: str) 
         assert not all(bits_agree_at_once(runtime, name, torch.bfloat16, (0, 0)))
 
 
-@pytest.mark.timeout(900)  # where other tests share the machine
-@pytest.mark.parametrize("workspaces", ["own", "shared"])
-def test_two_streams_race_where_they_share_a_workspace_and_not_else(workspaces: str) -> None:
+def races_of_two_streams(workspaces: str, names: Sequence[str]) -> list[str]:
+    """The launchers of which ThreadSanitizer reports a race between two host threads."""
     cuda_emulated.ensure()
     module = build.build("tsan", cuda_emulated.FOLDER / "tsan")
-    names = list(CALLS if workspaces == "own" else WITH_WORKSPACE)
     done = subprocess.run(
         [sys.executable, calls.__file__, str(module), workspaces, *names],
         env=build.environment("tsan"),
@@ -89,8 +87,24 @@ def test_two_streams_race_where_they_share_a_workspace_and_not_else(workspaces: 
     )
     assert done.returncode in (0, build.SANITIZER_EXIT_CODE), done.stderr[-4000:]
     reports = dict(part.split("\n", 1) for part in done.stderr.split("at once: ")[1:])
-    raced = [name for name in names if "WARNING: ThreadSanitizer: data race" in reports[name]]
-    assert raced == (names if workspaces == "shared" else []), done.stderr[-4000:]
+    return [name for name in names if "WARNING: ThreadSanitizer: data race" in reports[name]]
+
+
+@pytest.mark.timeout(900)  # where other tests share the machine
+def test_two_streams_do_not_race() -> None:
+    assert not races_of_two_streams("own", list(CALLS))
+
+
+@pytest.mark.timeout(900)
+def test_two_streams_race_where_they_share_a_workspace() -> None:
+    """ThreadSanitizer keeps the last four accesses to a word, so that one run in five misses a launcher."""
+    unseen = list(WITH_WORKSPACE)
+    for _ in range(8):
+        raced = races_of_two_streams("shared", unseen)
+        unseen = [name for name in unseen if name not in raced]
+        if not unseen:
+            break
+    assert not unseen
 
 
 @pytest.mark.parametrize("name", CALLS)
