@@ -49,8 +49,8 @@ sanitize: $(VENV)/.built
 	PYTHONPATH=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 FUSED_RESNET_KEEP_MEMORY=0 $(BIN)/pytest $(SANITIZED_TESTS)
 
-# The CUDA kernels, executed on the CPU, under the same two and ThreadSanitizer: the whole op suite and the fused
-# convolution's tests, five processor minutes, shown as they go. `make test` does so too.
+# The CUDA kernels, executed on the CPU, under the same two and ThreadSanitizer: the op suite but for gradcheck, opcheck
+# and compile, and the fused convolution's tests, five processor minutes, shown as they go. `make test` does so too.
 sanitize-cuda: $(VENV)/.built
 	PYTHONPATH=tests $(BIN)/python -m cuda_on_cpu.sanitized asan tsan
 

@@ -37,6 +37,7 @@ CASES = (
 # Of three phases of rows, each is reached by one tap, in another order; of two of columns, one by all, one by none.
 PHASES = ((1, 8, 11, 8), (8, 8, 3, 3), Conv((3, 2), (1, 2), (2, 2), 1))
 LONG = ((1, 8, 24, 25), (8, 8, 1, 1), Conv((1, 1), (0, 0), (1, 1), 1))  # more pixels than one split of wgrad takes
+GROUPS = ((1, 16, 5, 5), (16, 8, 3, 3), Conv((1, 1), (1, 1), (1, 1), 2))
 STEM = ((1, 8, 7, 6), (8, 8, 7, 7), Conv((2, 2), (3, 3), (1, 1), 1))  # more steps than a word has pairs of bits
 
 
@@ -103,7 +104,7 @@ def conv_forward(dtype: str = "float16") -> Iterator[Pair]:
 
 def conv_bn_add_act(dtype: str = "float16") -> Iterator[Pair]:
     torch.manual_seed(0)
-    for case in CASES:
+    for case in (*CASES, GROUPS):
         yield from Inputs(case, dtype).inference()
 
 

@@ -308,4 +308,22 @@ CONV_BUGS = {
         "plain",
         _ORACLE,
     ),
+    "conv-residual-of-the-first-tile": (
+        "conv_forward.cu",
+        "conv_forward.h",
+        "static_cast<const T*>(p.residual) + offset,",
+        "static_cast<const T*>(p.residual) + offset - int64_t(first_row) * g.out_channels,",
+        "conv_bn_add_act",
+        "plain",
+        _ORACLE,
+    ),
+    "conv-norm-of-the-first-group": (
+        "conv_forward.cu",
+        "conv_forward.h",
+        "load_norm<Traits>(p.epilogue, channel, valid, terms);",
+        "load_norm<Traits>(p.epilogue, place.first_column + column, valid, terms);",
+        "conv_bn_add_act",
+        "plain",
+        _ORACLE,
+    ),
 }

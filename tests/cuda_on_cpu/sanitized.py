@@ -1,7 +1,8 @@
 """Tests again on a build with a sanitizer, each mode in a process of its own.
 
-``PYTHONPATH=tests python -m cuda_on_cpu.sanitized MODE ...`` runs all that reaches a kernel: the whole op suite and the
-fused convolution's tests. CI does so too, in test_sanitized.py and tests/cuda/test_fused_conv_sanitized.py.
+``PYTHONPATH=tests python -m cuda_on_cpu.sanitized MODE ...`` runs all that reaches a kernel: the op suite, but for
+gradcheck, opcheck and compile, and the fused convolution's tests. CI does so too, in test_sanitized.py and
+tests/cuda/test_fused_conv_sanitized.py.
 """
 
 from __future__ import annotations
