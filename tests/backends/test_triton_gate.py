@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("triton")
-from triton_gate.budget import BUDGET, PRODUCTS, SHARED_BYTES, breaches, widest
+from triton_gate.budget import BUDGET, LIMITS, PRODUCTS, SHARED_BYTES, breaches, budget_text, widest
 from triton_gate.resources import resources
 
 from fused_resnet.backends.arguments import ACTIVATIONS
@@ -55,7 +55,9 @@ ROW = {
         ({"spill_bytes": 8}, "8 bytes of registers spilled"),
         ({"stack_bytes": 16}, "16 bytes of stack"),
         ({"target": "gfx942", "stack_bytes": 24, "shared_bytes": 0}, "24 bytes of stack"),
-        ({"target": "gfx942", "scalar_spills": 900, "shared_bytes": 0}, "900 scalar registers spilled, the budget is"),
+        ({"target": "gfx942", "scalar_spills": 900, "shared_bytes": 0}, "900 scalar spills, the budget is"),
+        ({"loads_128": 1}, "1 128-bit loads, the budget is"),
+        ({"tensor_core": 1}, "1 tensor-core instructions, the budget is"),
         ({"shared_bytes": 232449}, "232449 bytes of shared memory, a block has 232448"),
         ({"target": "sm_86", "shared_bytes": 101377}, "a block has 101376"),
         ({"loads_128": 0}, "no 128-bit load"),
@@ -72,12 +74,13 @@ def test_a_breach_is_named(change: dict, words: str) -> None:
 
 
 def test_what_keeps_the_budget_passes() -> None:
-    allowed = {**ROW, "registers": 1}
-    assert not list(breaches(allowed))
-    assert widest([ROW, {**ROW, "registers": 90}]) == {"conv_dgrad_kernel": {"nvidia-bfloat16-relu": 128}}
-    spills = [{**ROW, "target": "gfx942", "scalar_spills": n} for n in (0, 3, 2)]
-    expected = {"amd-bfloat16-relu": 128, "amd-bfloat16-relu-scalar-spills": 3}
-    assert widest(spills) == {"conv_dgrad_kernel": expected}
+    few = {"registers": 1, "shared_bytes": 1}
+    assert not list(breaches({**ROW, **few, **dict.fromkeys(("loads_128", "stores_128", "tensor_core"), 1000)}))
+    rows = [ROW, {**ROW, "registers": 90, "loads_128": 2}, {**ROW, "target": "gfx942", "scalar_spills": 3}]
+    budget = widest(rows)
+    limits = {"sm_90": [128, 60000, 0, 2, 4, 4], "gfx942": [128, 60000, 3, 8, 4, 4]}
+    assert budget == {"conv_dgrad_kernel": {"bfloat16 relu": limits}} and len(LIMITS) == 6
+    assert json.loads(budget_text(budget)) == budget
 
 
 # What LLVM writes at the end of a kernel's assembly, of one that spills both kinds of registers.

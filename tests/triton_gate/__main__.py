@@ -11,7 +11,7 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
-from .budget import BUDGET, breaches, widest
+from .budget import BUDGET, breaches, budget_text, widest
 from .driver import TARGETS
 from .matrix import compile_all
 
@@ -32,7 +32,7 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if arguments.write_budget:
-        BUDGET.write_text(json.dumps(widest(rows), indent=1) + "\n")
+        BUDGET.write_text(budget_text(widest(rows)))
     found = [breach for row in rows for breach in breaches(row)]
     print("\n".join(found))
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What each kernel may take: shared memory within the device, registers as written down, no spill to memory."""
+"""What each kernel may take and must have: as written down, within the device, no spill to memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUDGET", "PRODUCTS", "SHARED_BYTES", "breaches", "widest"]
+__all__ = ["BUDGET", "PRODUCTS", "SHARED_BYTES", "breaches", "budget_text", "widest"]
 
-# Kernel -> vendor, type and case -> registers of a thread, at most. With "-scalar-spills" behind the case: scalar
-# registers that LLVM keeps in lanes of vector registers, which takes instructions and no memory.
+# What LIMITS allow, by kernel, type and case, and target.
 BUDGET = Path(__file__).parent / "budget.json"
+# Scalar spills: registers that LLVM keeps in lanes of vector registers, which takes instructions and no memory.
+AT_MOST = {"registers": "registers", "shared_bytes": "bytes of shared memory", "scalar_spills": "scalar spills"}
+AT_LEAST = {"loads_128": "128-bit loads", "stores_128": "128-bit stores", "tensor_core": "tensor-core instructions"}
+LIMITS = AT_MOST | AT_LEAST
 
 # Of a block, at most: CUDA C++ programming guide, "Technical Specifications per Compute Capability"; LDS of CDNA 3.
 SHARED_BYTES = {
@@ -29,44 +32,53 @@ SMALL = ("column_sums_kernel", "fold_statistics_kernel", "norm_gradients_kernel"
 _NAME = ("target", "kernel", "type", "case", "tile")
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
-    vendor = "amd" if row["target"].startswith("gfx") else "nvidia"
-    return row["kernel"], f"{vendor}-{row['type']}-{row['case']}"
+Budget = dict[str, dict[str, dict[str, list[int]]]]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["kernel"], f"{row['type']} {row['case']}", row["target"]
 
 
 def _name(row: dict[str, Any]) -> str:
     return " ".join(str(row[part]) for part in _NAME)
 
 
-def widest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """The budget that these rows just keep."""
-    registers: dict[str, dict[str, int]] = {}
+def widest(rows: Iterable[dict[str, Any]]) -> Budget:
+    """The budget that these rows just keep, whatever the tile."""
+    budget: Budget = {}
     for row in sorted(rows, key=_key):
-        kernel, kind = _key(row)
-        kinds = registers.setdefault(kernel, {})
-        kinds[kind] = max(kinds.get(kind, 0), row["registers"])
-        if row["scalar_spills"]:
-            spills = f"{kind}-scalar-spills"
-            kinds[spills] = max(kinds.get(spills, 0), row["scalar_spills"])
-    return registers
+        kernel, kind, target = _key(row)
+        targets = budget.setdefault(kernel, {}).setdefault(kind, {})
+        known = targets.get(target, [row[name] for name in LIMITS])
+        pairs = zip(LIMITS, known, strict=True)
+        targets[target] = [(max if name in AT_MOST else min)(limit, row[name]) for name, limit in pairs]
+    return budget
+
+
+def budget_text(budget: Budget) -> str:
+    """A budget as JSON, a line for each kernel, type and case."""
+    kernels = {
+        kernel: ",\n".join(f"  {json.dumps(kind)}: {json.dumps(targets)}" for kind, targets in kinds.items())
+        for kernel, kinds in budget.items()
+    }
+    return "{\n" + ",\n".join(f" {json.dumps(kernel)}: {{\n{lines}\n }}" for kernel, lines in kernels.items()) + "\n}\n"
 
 
 def breaches(row: dict[str, Any]) -> Iterator[str]:
     """What of a row is beyond the budget, one line each."""
-    kernel, kind = _key(row)
+    kernel, kind, target = _key(row)
     name, budget = _name(row), json.loads(BUDGET.read_text())
-    allowed = budget.get(kernel, {}).get(kind)
+    allowed = budget.get(kernel, {}).get(kind, {}).get(target)
     if allowed is None:
-        yield f"{name}: no budget for {kind}"
-    elif row["registers"] > allowed:
-        yield f"{name}: {row['registers']} registers, the budget is {allowed}"
+        yield f"{name}: no budget for {kind} on {target}"
+    else:
+        for limit, (what, words) in zip(allowed, LIMITS.items(), strict=True):
+            if row[what] > limit if what in AT_MOST else row[what] < limit:
+                yield f"{name}: {row[what]} {words}, the budget is {limit}"
     if row["spill_bytes"]:
         yield f"{name}: {row['spill_bytes']} bytes of registers spilled"
     if row["stack_bytes"]:
         yield f"{name}: {row['stack_bytes']} bytes of stack"
-    allowed = budget.get(kernel, {}).get(f"{kind}-scalar-spills", 0)
-    if row["scalar_spills"] > allowed:
-        yield f"{name}: {row['scalar_spills']} scalar registers spilled, the budget is {allowed}"
     if row["shared_bytes"] > SHARED_BYTES[row["target"]]:
         yield f"{name}: {row['shared_bytes']} bytes of shared memory, a block has {SHARED_BYTES[row['target']]}"
     has_vectors = kernel not in SMALL and row["case"] not in ("unaligned", "ones")

@@ -1,4 +1,4 @@
-"""The cases: every op, forward and backward, in every type, with every activation, on every tile of its short list."""
+"""The cases: every op, forward and backward, in every type, on every tile and with every activation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TYPES = {
     "tf32": (torch.float32, "tf32"),
     "float32": (torch.float32, "ieee"),
 }
-_RELU, _GELU = Activation("relu"), Activation("gelu")  # of all activations GELU takes most registers
+_RELU, _GELU = Activation("relu"), Activation("gelu")
 _POOL = MaxPool((3, 3), (2, 2), (1, 1))
 
 
@@ -120,13 +120,13 @@ def _setting(precision: str, pointwise: Any, product: Any) -> Iterator[None]:
 def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]]]:
     """A name, the name of a type, a pointwise tile, a product tile, and what to run.
 
-    Each tile of a product compiles in each type, with relu and with GELU. What a type adds to pointwise kernels, and a
-    geometry to products, with the first tile alone; the other activations with the first tile, in bfloat16.
+    Each tile compiles in each type with relu, that of a product with GELU, too. What a geometry adds to products, and
+    the other activations to all, with the first tile alone.
     """
     for name, (dtype, _) in TYPES.items():
         first, products = configs.POINTWISE[0], configs.PRODUCT[dtype.itemsize]
         if name != "tf32":  # pointwise kernels multiply nothing
-            for pointwise in configs.POINTWISE[: 1 if name == "float16" else None]:
+            for pointwise in configs.POINTWISE:
                 yield "relu", name, pointwise, products[0], _pointwise
                 if name == "bfloat16":
                     yield "gelu", name, pointwise, products[0], partial(_pointwise, act=_GELU)
@@ -135,15 +135,15 @@ def _cases() -> Iterator[tuple[str, str, Any, Any, Callable[[torch.dtype], None]
             yield "gelu", name, first, product, partial(_products, kernel=1, stride=1, act=_GELU)
         for product in configs.UNALIGNED[dtype.itemsize]:
             yield "unaligned", name, first, product, _unaligned_products
-        if name == "float16":  # compiles as bfloat16 does
-            continue
-        yield "relu", name, first, products[0], partial(_products, kernel=3, stride=2)
+        for stride in (1, 2):
+            yield "relu", name, first, products[0], partial(_products, kernel=3, stride=stride)
         yield "relu", name, first, products[0], _bare_products
         if name == "bfloat16":
             yield "ones", name, first, configs.UNALIGNED[dtype.itemsize][0], _ones
-            for act in map(Activation, sorted({*ACTIVATIONS} - {"relu", "gelu"})):
+        for act in map(Activation, sorted({*ACTIVATIONS} - {"relu", "gelu"})):
+            if name != "tf32":
                 yield act.name, name, first, products[0], partial(_pointwise, act=act)
-                yield act.name, name, first, products[0], partial(_products, kernel=1, stride=1, act=act)
+            yield act.name, name, first, products[0], partial(_products, kernel=1, stride=1, act=act)
 
 
 def compile_all(target: str, every: int = 1) -> list[dict[str, Any]]:
