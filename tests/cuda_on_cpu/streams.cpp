@@ -41,6 +41,7 @@ UnseenMutex mutex;
 thread_local int current_device = 0;
 thread_local bool takes_turns = false;
 int turn_takers = 0;
+bool somebody_launches = false;        // of those that take turns
 const void* last_to_launch = nullptr;  // a host thread, by the address of what is its own
 std::map<uintptr_t, Range> placed;     // by its first address
 Stream* captured_stream;
@@ -61,18 +62,27 @@ bool is_of_another_device(uintptr_t address) {
   return address < range->second.end && range->second.device != current_device;
 }
 
-void wait_for_turn() {
-  while (takes_turns) {
-    {
-      const std::lock_guard<UnseenMutex> lock(mutex);
-      if (turn_takers == 1 || last_to_launch != &takes_turns) {
-        last_to_launch = &takes_turns;
-        return;
-      }
-    }
-    sched_yield();
+// From when nobody else launches, and it is this host thread's turn, to the end of the launch.
+class Turn {
+ public:
+  Turn() {
+    while (takes_turns && !begin()) sched_yield();
   }
-}
+  ~Turn() {
+    const std::lock_guard<UnseenMutex> lock(mutex);
+    if (takes_turns) somebody_launches = false;
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  static bool begin() {
+    const std::lock_guard<UnseenMutex> lock(mutex);
+    if (somebody_launches || (turn_takers > 1 && last_to_launch == &takes_turns)) return false;
+    last_to_launch = &takes_turns;
+    return somebody_launches = true;
+  }
+};
 
 // Keeps the work where its stream is being captured; leaves it where it is to run now.
 cudaError_t check_and_keep(Stream* stream, Work& work, const void* arguments, size_t bytes) {
@@ -133,7 +143,7 @@ cudaError_t synchronize_stream(cudaStream_t) {
 }
 
 cudaError_t submit(cudaStream_t stream, Work work, const void* arguments, size_t bytes) {
-  wait_for_turn();
+  const Turn turn;
   const cudaError_t error = check_and_keep(reinterpret_cast<Stream*>(stream), work, arguments, bytes);
   return error == cudaSuccess && work ? work() : error;
 }

@@ -97,8 +97,11 @@ def test_two_streams_do_not_race() -> None:
 
 @pytest.mark.timeout(900)
 def test_two_streams_race_where_they_share_a_workspace() -> None:
-    """ThreadSanitizer keeps the last four accesses to a word, so that one run in five misses a launcher."""
-    unseen = list(WITH_WORKSPACE)
+    """ThreadSanitizer keeps the last four accesses to a word, so that one run in three misses a launcher.
+
+    It rarely sees channel_statistics, where the blocks' counter orders all of the second grid but its first blocks.
+    """
+    unseen = [name for name in WITH_WORKSPACE if name != "channel_statistics"]
     for _ in range(8):
         raced = races_of_two_streams("shared", unseen)
         unseen = [name for name in unseen if name not in raced]
