@@ -145,8 +145,6 @@ class Strip {
   }
   int64_t offset(int64_t dy, int64_t dx) const { return (dy * width() + dx) * groups_.inputs; }
   int64_t row_elements() const { return width() * groups_.inputs; }
-  // Rows that one output reads, at most, with those between them.
-  int64_t height() const { return bottom_ - top_; }
 
  private:
   int64_t width() const { return right_ - left_; }
