@@ -157,13 +157,14 @@ def write_cuda_ninja_file(path: Path, target: Path) -> None:
     listed = subprocess.run([str(nvcc()), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = [arch for arch in GPU_ARCHITECTURES if f"compute_{arch}" in listed]
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
-    ptx = f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"
+    # Machine code runs within a major version, from its minor one on; PTX on all later ones: the first for those between.
+    ptx = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in (known[0], known[-1])]
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
     with path.open("w") as file:
         n = Writer(file, width=120)
         n.variable("cxx", compiler())
         n.variable("nvcc", nvcc())
-        n.variable("architectures", " ".join([*code, ptx]))
+        n.variable("architectures", " ".join([*code, *ptx]))
         # -ccbin: nvcc would look for a compiler of its own.
         command = f"$nvcc -ccbin $cxx {NVCC_FLAGS} $architectures -MMD -MF $out.d -c $in -o $out"
         n.rule("device", command, depfile="$out.d", deps="gcc")

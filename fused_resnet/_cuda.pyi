@@ -51,17 +51,19 @@ def bn_act_max_pool(
     dtype: int,
     activation: _Activation,
     shape: _Pool,
+    channels_last: bool,
     x: int,
     bn: _Norm,
     out: int,
     indices: int,
 ) -> None: ...
-def bn_act_max_pool_backward_workspace(dtype: int, shape: _Pool) -> int: ...
+def bn_act_max_pool_backward_workspace(dtype: int, shape: _Pool, channels_last: bool) -> int: ...
 def bn_act_max_pool_backward(
     queue: _Queue,
     dtype: int,
     activation: _Activation,
     shape: _Pool,
+    channels_last: bool,
     g_out: int,
     indices: int,
     x: int,

@@ -41,18 +41,18 @@ void bn_add_act_backward(const Queue& queue, int dtype, const Act& act, const Vi
              pointer(g_residual_bn), pointer(workspace)});
 }
 
-void bn_act_max_pool(const Queue& queue, int dtype, const Act& act, const Pool& shape, Address x, const Norm& bn,
-                     Address out, Address indices) {
+void bn_act_max_pool(const Queue& queue, int dtype, const Act& act, const Pool& shape, bool channels_last,
+                     Address x, const Norm& bn, Address out, Address indices) {
   launch_on(queue, "bn_act_max_pool", launch_bn_act_max_pool,
-            {DType(dtype), activation(act), unpack<PoolShape>(shape), pointer(x), batch_norm(bn), pointer(out),
-             static_cast<uint8_t*>(pointer(indices))});
+            {DType(dtype), activation(act), unpack<PoolShape>(shape), channels_last, pointer(x), batch_norm(bn),
+             pointer(out), static_cast<uint8_t*>(pointer(indices))});
 }
 
-void bn_act_max_pool_backward(const Queue& queue, int dtype, const Act& act, const Pool& shape, Address g_out,
-                              Address indices, Address x, const Norm& bn, Address g_x, Address g_bn,
-                              Address workspace) {
+void bn_act_max_pool_backward(const Queue& queue, int dtype, const Act& act, const Pool& shape,
+                              bool channels_last, Address g_out, Address indices, Address x, const Norm& bn,
+                              Address g_x, Address g_bn, Address workspace) {
   launch_on(queue, "bn_act_max_pool_backward", launch_bn_act_max_pool_backward,
-            {DType(dtype), activation(act), unpack<PoolShape>(shape), pointer(g_out),
+            {DType(dtype), activation(act), unpack<PoolShape>(shape), channels_last, pointer(g_out),
              static_cast<const uint8_t*>(pointer(indices)), pointer(x), batch_norm(bn), pointer(g_x), pointer(g_bn),
              pointer(workspace)});
 }
@@ -75,8 +75,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("bn_add_act_backward_workspace", [](int dtype, const View& view) {
     return bn_add_act_backward_workspace(DType(dtype), unpack<ChannelView>(view));
   });
-  m.def("bn_act_max_pool_backward_workspace", [](int dtype, const Pool& shape) {
-    return bn_act_max_pool_backward_workspace(DType(dtype), unpack<PoolShape>(shape));
+  m.def("bn_act_max_pool_backward_workspace", [](int dtype, const Pool& shape, bool channels_last) {
+    return bn_act_max_pool_backward_workspace(DType(dtype), unpack<PoolShape>(shape), channels_last);
   });
   bind_conv(m);
 }

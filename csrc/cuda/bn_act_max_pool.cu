@@ -1,7 +1,6 @@
-// out = max over each window of act(norm(x)), with the winner's place in its window as one byte, channels_last. Windows
-// that overlap read x again from cache, not from memory.
+// out = max over each window of act(norm(x)), with the winner's place in its window as one byte. Windows that overlap
+// read x again from cache, not from memory.
 #include "batch_norm.h"
-#include "dispatch.h"
 #include "launchers.h"
 #include "pooling.h"
 
@@ -12,10 +11,10 @@ namespace {
 template <class T, class Walk, class Act>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     bn_act_max_pool_kernel(Walk walk, Act act, PoolShape shape,
-                           const T* __restrict__ x,  // [N, H, W, C]
+                           const T* __restrict__ x,  // [N, H, W, C] or [N, C, H, W], as out and indices
                            Norm<Accumulate<T>> bn,
-                           T* __restrict__ out,              // [N, OH, OW, C]
-                           uint8_t* __restrict__ indices) {  // [N, OH, OW, C]
+                           T* __restrict__ out,              // [N, OH, OW, C] or [N, C, OH, OW]
+                           uint8_t* __restrict__ indices) {  // as out
   using S = Accumulate<T>;
   using P = Pack<T, Walk::kLanes>;
   if (!walk.inside()) return;
@@ -34,11 +33,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     }
     for (int64_t r = h.begin; r < h.end; ++r) {
       for (int64_t s = w.begin; s < w.end; ++s) {
-        const int64_t from = (pixel.n * shape.height + h.origin + r) * shape.width + w.origin + s;
-        const P pack = P::load(x + walk.offset(from));
+        const int64_t from = (h.origin + r) * shape.width + w.origin + s;
+        const P pack = P::load(x + offset_of_pixel(walk, pixel.n, shape.height * shape.width, from));
         S u[Walk::kLanes];
 #pragma unroll
-        for (int i = 0; i < Walk::kLanes; ++i) u[i] = norm[i](widen(pack.lane[i]));
+        for (int i = 0; i < Walk::kLanes; ++i) u[i] = norm[walk.channel_of(i)](widen(pack.lane[i]));
         activate_lanes(act, u);
 #pragma unroll
         for (int i = 0; i < Walk::kLanes; ++i) {
@@ -64,7 +63,7 @@ LaunchError launch_bn_act_max_pool(const BnActMaxPoolArgs& a, Stream stream) {
     using T = typename decltype(type)::type;
     using S = Accumulate<T>;
     const bool aligned = aligned16(a.x) && aligned16(a.out) && aligned16(a.indices);
-    return visit_channels_last<T>(output_view(a.shape), aligned, [&](const auto& walk) {
+    return visit_pixels<T>(output_view(a.shape, a.channels_last), a.channels_last, aligned, [&](const auto& walk) {
       return visit_activation<S>(a.activation, [&](const auto& act) {
         const auto l = pass_launch(walk);
         return launch(bn_act_max_pool_kernel<T, std::decay_t<decltype(walk)>, std::decay_t<decltype(act)>>, l.grid,

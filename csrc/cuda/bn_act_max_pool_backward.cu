@@ -15,10 +15,10 @@ using Sums = PlainSums<S, 2>;
 
 template <class T>
 struct Tensors {
-  const T* g_out;          // [N, OH, OW, C]
-  const uint8_t* indices;  // [N, OH, OW, C]
-  const T* x;              // [N, H, W, C]
-  T* g_x;                  // [N, H, W, C]
+  const T* g_out;          // [N, OH, OW, C] or [N, C, OH, OW]
+  const uint8_t* indices;  // as g_out
+  const T* x;              // [N, H, W, C] or [N, C, H, W]
+  T* g_x;                  // as x
 };
 
 // g += g_out of the windows that chose this element of x.
@@ -29,7 +29,8 @@ __device__ __forceinline__ void gather_gradient(const Walk& walk, const PoolShap
   const auto ow = covering(pixel.w, shape.stride_w, shape.pad_w, shape.kernel_w, shape.out_width);
   for (int64_t i = oh.begin; i < oh.end; ++i) {
     for (int64_t j = ow.begin; j < ow.end; ++j) {
-      const int64_t from = walk.offset((pixel.n * shape.out_height + i) * shape.out_width + j);
+      const int64_t pixels = shape.out_height * shape.out_width;
+      const int64_t from = offset_of_pixel(walk, pixel.n, pixels, i * shape.out_width + j);
       const int place = static_cast<int>((pixel.h + shape.pad_h - i * shape.stride_h) * shape.kernel_w + pixel.w +
                                          shape.pad_w - j * shape.stride_w);
       const auto winner = Pack<uint8_t, Walk::kLanes>::load(tensors.indices + from);
@@ -59,14 +60,14 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
       const int64_t at = walk.offset(row);
       const P x = P::load(tensors.x + at);
 #pragma unroll
-      for (int i = 0; i < Walk::kLanes; ++i) z[i] = norm[i](widen(x.lane[i]));
+      for (int i = 0; i < Walk::kLanes; ++i) z[i] = norm[walk.channel_of(i)](widen(x.lane[i]));
       activate_backward_lanes(act, z, p);
       P gradient;
 #pragma unroll
       for (int i = 0; i < Walk::kLanes; ++i) {
         sums[i].value[0] += p[i];
-        sums[i].value[1] += p[i] * (widen(x.lane[i]) - norm[i].mean);
-        gradient.lane[i] = narrow<T>(p[i] * norm[i].scale);
+        sums[i].value[1] += p[i] * (widen(x.lane[i]) - norm[walk.channel_of(i)].mean);
+        gradient.lane[i] = narrow<T>(p[i] * norm[walk.channel_of(i)].scale);
       }
       gradient.store(tensors.g_x + at);
     }
@@ -79,11 +80,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
 
 }  // namespace
 
-int64_t bn_act_max_pool_backward_workspace(DType dtype, const PoolShape& shape) {
+int64_t bn_act_max_pool_backward_workspace(DType dtype, const PoolShape& shape, bool channels_last) {
   int64_t bytes = 0;
   visit_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    bytes = sums_workspace_bytes<T, Sums<Accumulate<T>>>(input_view(shape));
+    bytes = sums_workspace_bytes<T, Sums<Accumulate<T>>>(input_view(shape, channels_last));
     return cudaSuccess;
   });
   return bytes;
@@ -95,7 +96,7 @@ LaunchError launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs& a, S
     using T = typename decltype(type)::type;
     using S = Accumulate<T>;
     const bool aligned = aligned16(a.g_out) && aligned16(a.indices) && aligned16(a.x) && aligned16(a.g_x);
-    return visit_channels_last<T>(input_view(a.shape), aligned, [&](const auto& walk) {
+    return visit_pixels<T>(input_view(a.shape, a.channels_last), a.channels_last, aligned, [&](const auto& walk) {
       return visit_activation<S>(a.activation, [&](const auto& act) {
         const auto l = sums_launch(walk);
         const SumsWorkspace<Sums<S>> workspace(a.workspace, l, a.shape.channels);

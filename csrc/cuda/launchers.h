@@ -87,7 +87,8 @@ struct BnActMaxPoolArgs {
   DType dtype;
   ActivationArgs activation;
   PoolShape shape;
-  const void* x;  // [N, H, W, C]
+  bool channels_last;  // or contiguous, as NCHW
+  const void* x;       // [N, H, W, C]
   BatchNormArgs bn;
   void* out;         // [N, OH, OW, C]
   uint8_t* indices;  // [N, OH, OW, C]
@@ -99,6 +100,7 @@ struct BnActMaxPoolBackwardArgs {
   DType dtype;
   ActivationArgs activation;
   PoolShape shape;
+  bool channels_last;
   const void* g_out;       // [N, OH, OW, C]
   const uint8_t* indices;  // [N, OH, OW, C]
   const void* x;           // [N, H, W, C]
@@ -108,7 +110,7 @@ struct BnActMaxPoolBackwardArgs {
   void* workspace;
 };
 
-int64_t bn_act_max_pool_backward_workspace(DType dtype, const PoolShape& shape);
+int64_t bn_act_max_pool_backward_workspace(DType dtype, const PoolShape& shape, bool channels_last);
 LaunchError launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs&, Stream);
 
 }  // namespace fused_resnet

@@ -1,7 +1,7 @@
-// Windows of a max pooling along one axis, and the columns of a channels_last image.
+// Windows of a max pooling along one axis, and how threads walk over its images.
 #pragma once
 
-#include "columns.h"
+#include "dispatch.h"
 
 namespace fused_resnet {
 
@@ -40,19 +40,34 @@ struct Pixel {
   }
 };
 
-inline ChannelView input_view(const PoolShape& s) {
-  return {s.batch * s.height * s.width, s.channels, 1};
+// Elements before pixel `at` of image `n`, of `pixels`, in this thread's column; of an image that need not be the
+// walk's own.
+template <class Walk>
+__device__ __forceinline__ int64_t offset_of_pixel(const Walk& walk, int64_t n, int64_t pixels, int64_t at) {
+  static_assert(Walk::kChannelsLast || Walk::kLanes == 1);
+  if constexpr (Walk::kChannelsLast) return ((n * pixels + at) * walk.columns + walk.column()) * Walk::kLanes;
+  return (n * walk.columns + walk.column()) * pixels + at;
 }
 
-inline ChannelView output_view(const PoolShape& s) {
-  return {s.batch * s.out_height * s.out_width, s.channels, 1};
+inline ChannelView image_view(int64_t batch, int64_t pixels, int64_t channels, bool channels_last) {
+  return channels_last ? ChannelView{batch * pixels, channels, 1} : ChannelView{batch, channels, pixels};
 }
 
-// Calls f(Columns) over a channels_last image: see visit_columns.
+inline ChannelView input_view(const PoolShape& s, bool channels_last) {
+  return image_view(s.batch, s.height * s.width, s.channels, channels_last);
+}
+
+inline ChannelView output_view(const PoolShape& s, bool channels_last) {
+  return image_view(s.batch, s.out_height * s.out_width, s.channels, channels_last);
+}
+
+// Calls f(Columns) as visit_columns does, but a contiguous image is walked by single pixels: neighbours in an image do
+// not share their windows.
 template <class T, class F>
-cudaError_t visit_channels_last(const ChannelView& view, bool aligned, const F& f) {
+cudaError_t visit_pixels(const ChannelView& view, bool channels_last, bool aligned, const F& f) {
+  if (!channels_last) return f(Columns<1, false>(view));
   if constexpr (!std::is_same_v<T, double>) {
-    if (aligned && view.channels % kFullLanes<T> == 0) return f(Columns<kFullLanes<T>, true>(view));
+    if (aligned && fits_packs<T>(view)) return f(Columns<kFullLanes<T>, true>(view));
   }
   return f(Columns<1, true>(view));
 }

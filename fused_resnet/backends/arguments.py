@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchNorm", "Conv", "MaxPool", "PreparedLayer", "accumulate_dtype"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "BatchNorm",
+    "Conv",
+    "MaxPool",
+    "PreparedLayer",
+    "accumulate_dtype",
+    "memory_format",
+]
 
 # The order is the numbering of csrc/activation.h.
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
@@ -88,3 +97,8 @@ class PreparedLayer(NamedTuple):
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type statistics and sums are kept in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout of a dense [N, C, H, W]; channels_last where it is both."""
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import Activation, BatchNorm, Conv, MaxPool, accumulate_dtype
+from .arguments import Activation, BatchNorm, Conv, MaxPool, accumulate_dtype, memory_format
 
 __all__ = [
     "bn_act_conv",
@@ -109,8 +109,8 @@ def bn_act_max_pool(
     row, column = flat // x.shape[3] - top, flat % x.shape[3] - left
     indices = row * pool.kernel_size[1] + column
     return (
-        out.contiguous(memory_format=torch.channels_last),
-        indices.to(torch.uint8).contiguous(memory_format=torch.channels_last),
+        out.contiguous(memory_format=memory_format(x)),
+        indices.to(torch.uint8).contiguous(memory_format=memory_format(x)),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends.arguments import Activation, BatchNorm, MaxPool, accumulate_dtype
+from ..backends.arguments import Activation, BatchNorm, MaxPool, accumulate_dtype, memory_format
 from . import _library, checks
 
 __all__ = ["BNActMaxPoolFunction", "bn_act_max_pool"]
@@ -62,29 +62,30 @@ _BACKWARD_SCHEMA = "(Tensor g_out, Tensor indices, " + _SCHEMA[1:]
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     a = _Arguments(*args)
     a.check()
-    run = backends.choose("bn_act_max_pool", a.x)
-    return run(checks.channels_last(a.x), a.bn, a.act, a.pool)
+    x = checks.dense(a.x)
+    return backends.choose("bn_act_max_pool", x)(x, a.bn, a.act, a.pool)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     a = _Arguments(*args)
     a.check()
     size = (*a.x.shape[:2], *a.pool.output_size((a.x.shape[2], a.x.shape[3])))
-    out = torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
+    layout = memory_format(checks.dense(a.x))
+    out = torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=layout)
     return out, torch.empty_like(out, dtype=torch.uint8)
 
 
 def _backward(g_out: Tensor, indices: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
     a = _Arguments(*args)
-    run = backends.choose("bn_act_max_pool_backward", a.x)
-    g_out, x = checks.channels_last(g_out, "g_out"), checks.channels_last(a.x)
-    return run(g_out, indices, x, a.bn, a.act, a.pool)
+    x = checks.dense(a.x)
+    run = backends.choose("bn_act_max_pool_backward", x)
+    return run(checks.like(g_out, x), checks.like(indices, x), x, a.bn, a.act, a.pool)
 
 
 def _backward_fake(g_out: Tensor, indices: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
     a = _Arguments(*args)
     vectors = a.x.new_empty(4, a.x.shape[1], dtype=accumulate_dtype(a.x.dtype))
-    return torch.empty_like(a.x, memory_format=torch.channels_last), None if a.mean is None else vectors
+    return torch.empty_like(checks.dense(a.x)), None if a.mean is None else vectors
 
 
 class BNActMaxPoolFunction(torch.autograd.Function):
@@ -125,19 +126,19 @@ def bn_act_max_pool(
     """Max pooling of ``act(norm(x))``, as in the stem of a ResNet.
 
     Args:
-        x: [N, C, H, W] in float32, bfloat16, float16 or float64; brought to channels_last.
+        x: [N, C, H, W] in float32, bfloat16, float16 or float64, in channels_last or contiguous.
         bn: batch norm of ``x``, or None for none.
         activation: one of ``fused_resnet.ops.ACTIVATIONS``.
         kernel_size, stride, padding: as in ``torch.nn.functional.max_pool2d``, in pixels; a window of at most 256.
         negative_slope: of ``leaky_relu``.
 
     Returns:
-        out [N, C, OH, OW] in channels_last and the type of ``x``; differentiable, once. NaN wins.
+        out [N, C, OH, OW] in the layout and type of ``x``; differentiable, once. NaN wins.
 
     Raises:
         TypeError, ValueError: with what was expected and what came.
     """
     geometry = [checks.pair(v, n) for v, n in ((kernel_size, "kernel_size"), (stride, "stride"), (padding, "padding"))]
     vectors = (None, None, None, None, 0.0) if bn is None else bn
-    out, _ = _op(checks.channels_last(x), *vectors, activation, negative_slope, *geometry)
+    out, _ = _op(x, *vectors, activation, negative_slope, *geometry)
     return out

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.arguments import ACTIVATIONS, BatchNorm, Conv, MaxPool
+from ..backends.arguments import ACTIVATIONS, BatchNorm, Conv, MaxPool, memory_format
 
 __all__ = [
     "DTYPES",
@@ -65,9 +65,7 @@ def dense(x: Tensor, name: str = "x") -> Tensor:
 
 def like(other: Tensor, x: Tensor) -> Tensor:
     """``other``, dense in the layout of the dense tensor ``x``."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return other.contiguous(memory_format=torch.channels_last)
-    return other.contiguous()
+    return other.contiguous(memory_format=memory_format(x))
 
 
 def check_activation(name: str) -> None:

@@ -147,10 +147,11 @@ def test_bn_add_act(
 
 
 @pytest.mark.parametrize("dtype", STORING, ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("channels", [67, 72])
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
 def test_bn_act_max_pool(
-    activation: str, channels: int, dtype: torch.dtype, record_property: Callable[[str, object], None]
+    activation: str, channels: int, layout: str, dtype: torch.dtype, record_property: Callable[[str, object], None]
 ) -> None:
-    args = (image(2, channels, 13, 11, dtype=dtype), batch_norm(channels), activation, 3, 2, 1)
+    args = (image(2, channels, 13, 11, dtype=dtype, layout=layout), batch_norm(channels), activation, 3, 2, 1)
     check(record_property, error_factor(ops.bn_act_max_pool, args, dtype))

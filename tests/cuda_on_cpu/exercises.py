@@ -65,12 +65,10 @@ def _image(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
 
-def _images(
-    count: int, dtype: torch.dtype, layouts: tuple[str, ...] = ("channels_last", "contiguous", "unaligned")
-) -> Iterator[list[Tensor]]:
+def _images(count: int, dtype: torch.dtype) -> Iterator[list[Tensor]]:
     torch.manual_seed(0)
     for shape in SHAPES:
-        for layout in layouts:
+        for layout in ("channels_last", "contiguous", "unaligned"):
             yield [_image(shape, layout, dtype) for _ in range(count)]
 
 
@@ -116,7 +114,7 @@ def bn_add_act_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
 
 
 def bn_act_max_pool(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
-    for (x,) in _images(1, dtype, ("channels_last", "unaligned")):
+    for (x,) in _images(1, dtype):
         bn = _batch_norm(x)
         bn = bn._replace(bias=torch.full_like(bn.bias, -4.0))  # negative windows: padding must not win
         got = cuda.bn_act_max_pool(x, bn, Activation("identity"), POOL)
@@ -124,7 +122,7 @@ def bn_act_max_pool(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
 
 
 def bn_act_max_pool_backward(dtype: torch.dtype = torch.float32) -> Iterator[Pair]:
-    for (x,) in _images(1, dtype, ("channels_last", "unaligned")):
+    for (x,) in _images(1, dtype):
         bn = _batch_norm(x)
         out, indices = reference.bn_act_max_pool(x, bn, ACTIVATION, POOL)
         g = torch.randn_like(out)

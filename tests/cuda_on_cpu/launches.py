@@ -80,10 +80,9 @@ def _pointwise(dtype: torch.dtype, aligned: bool) -> None:
         for activation, residual in product(("relu", "silu"), (x, None)):
             cuda.bn_add_act(x, bn, residual, None, Activation(activation))
             cuda.bn_add_act_backward(x, x, bn, residual, None, Activation(activation))
-    x = _image(dtype, aligned)
-    for activation in ("relu", "silu"):
-        out, indices = cuda.bn_act_max_pool(x, bn, Activation(activation), POOL)
-        cuda.bn_act_max_pool_backward(out, indices, x, bn, Activation(activation), POOL)
+        for activation in ("relu", "silu"):
+            out, indices = cuda.bn_act_max_pool(x, bn, Activation(activation), POOL)
+            cuda.bn_act_max_pool_backward(out, indices, x, bn, Activation(activation), POOL)
 
 
 def _convolutions(dtype: torch.dtype, whole_chunks: bool) -> None:

@@ -36,6 +36,24 @@ def test_activations_and_layouts(target: str, activation: str, layout: str) -> N
     assert_op_matches_stock(ops.bn_act_max_pool, stock_ops.bn_act_max_pool, args, torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (3, 4, 1, 1), (2, 1, 5, 6), (1, 16, 2, 2)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_is_that_of_x(target: str, layout: str, shape: tuple[int, ...]) -> None:
+    x = image(*shape, layout=layout).requires_grad_()
+    out = ops.bn_act_max_pool(x)
+    (g_x,) = torch.autograd.grad(out.sum(), x)
+    expected = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert out.is_contiguous(memory_format=expected) and g_x.is_contiguous(memory_format=expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_contiguous_matches_stock(target: str, case: str, dtype: torch.dtype) -> None:
+    shape, *geometry = CASES[case]
+    args = (image(*shape, dtype=dtype, layout="contiguous"), batch_norm(shape[1]), "relu", *geometry)
+    assert_op_matches_stock(ops.bn_act_max_pool, stock_ops.bn_act_max_pool, args, dtype)
+
+
 def test_without_batch_norm(target: str) -> None:
     args = (image(2, 18, 9, 9), None, "identity", 3, 2, 1)
     assert_op_matches_stock(ops.bn_act_max_pool, stock_ops.bn_act_max_pool, args, torch.float32)

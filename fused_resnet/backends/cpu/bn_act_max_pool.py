@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpu
-from ..arguments import Activation, BatchNorm, MaxPool
+from ..arguments import Activation, BatchNorm, MaxPool, memory_format
 from . import native
 
 __all__ = ["bn_act_max_pool", "bn_act_max_pool_backward"]
@@ -19,6 +19,8 @@ def bn_act_max_pool(
     pool: MaxPool,
 ) -> tuple[Tensor, Tensor]:
     """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
+    layout = memory_format(x)  # kernels know channels_last alone
+    x = x.contiguous(memory_format=torch.channels_last)
     size = (*x.shape[:2], *pool.output_size((x.shape[2], x.shape[3])))
     out = native.empty_image(size, x.dtype)
     indices = native.empty_like(out, torch.uint8)
@@ -34,7 +36,7 @@ def bn_act_max_pool(
         indices.data_ptr(),
     )
     del vectors
-    return out, indices
+    return out.contiguous(memory_format=layout), indices.contiguous(memory_format=layout)
 
 
 def bn_act_max_pool_backward(
@@ -46,6 +48,8 @@ def bn_act_max_pool_backward(
     pool: MaxPool,
 ) -> tuple[Tensor, Tensor | None]:
     """g_x [N, C, H, W] and g_bn [4, C]."""
+    layout = memory_format(x)
+    g_out, indices, x = (t.contiguous(memory_format=torch.channels_last) for t in (g_out, indices, x))
     g_x, g_bn = native.empty_like(x), native.gradient_vectors(bn, x)
     vectors, norm = native.norm(bn, x.dtype)
     _cpu.bn_act_max_pool_backward(
@@ -61,4 +65,4 @@ def bn_act_max_pool_backward(
         native.pointer(g_bn),
     )
     del vectors
-    return g_x, g_bn
+    return g_x.contiguous(memory_format=layout), g_bn

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import Activation, BatchNorm, MaxPool
+from ..arguments import Activation, BatchNorm, MaxPool, memory_format
 from . import configs
 from .channel_sums import norm_gradients
 from .configs import pixel_tile
@@ -167,6 +167,8 @@ def bn_act_max_pool(
     pool: MaxPool,
 ) -> tuple[Tensor, Tensor]:
     """out [N, C, OH, OW] and the winner's position in its window, uint8 [N, C, OH, OW]."""
+    layout = memory_format(x)  # kernels know channels_last alone
+    x = x.contiguous(memory_format=torch.channels_last)
     n, channels, *size = x.shape
     height, width = pool.output_size((size[0], size[1]))
     out = torch.empty((n, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -177,7 +179,7 @@ def bn_act_max_pool(
     args = (x, dense_norm(bn), out, indices, _geometry(x, pool), pixels, channels, activation.negative_slope)
     constants = {"R": pool.kernel_size[0], "S": pool.kernel_size[1], "ACTIVATION": activation.name}
     launch(bn_act_max_pool_kernel, programs, x.device, config, *args, **constants)
-    return out, indices
+    return out.contiguous(memory_format=layout), indices.contiguous(memory_format=layout)
 
 
 @reference_if_empty
@@ -190,6 +192,8 @@ def bn_act_max_pool_backward(
     pool: MaxPool,
 ) -> tuple[Tensor, Tensor | None]:
     """g_x [N, C, H, W] and g_bn [4, C]."""
+    layout = memory_format(x)
+    g_out, indices, x = (t.contiguous(memory_format=torch.channels_last) for t in (g_out, indices, x))
     g_x, bn = torch.empty_like(x), dense_norm(bn)
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
     config = pixel_tile(*pointwise("bn_act_max_pool_backward", x), pixels, channels, True)
@@ -202,7 +206,7 @@ def bn_act_max_pool_backward(
     covering = [ceil_div(k, s) for k, s in zip(pool.kernel_size, pool.stride, strict=True)]
     constants = {"R": pool.kernel_size[0], "S": pool.kernel_size[1], "ROWS": covering[0], "COLUMNS": covering[1]}
     launch(bn_act_max_pool_backward_kernel, programs, x.device, config, *args, **constants, ACTIVATION=activation.name)
-    return g_x, None if bn is None or sums is None else norm_gradients(sums, 1, bn)
+    return g_x.contiguous(memory_format=layout), None if bn is None or sums is None else norm_gradients(sums, 1, bn)
 
 
 def _geometry(x: Tensor, pool: MaxPool) -> Geometry:
