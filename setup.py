@@ -157,7 +157,7 @@ def write_cuda_ninja_file(path: Path, target: Path) -> None:
     listed = subprocess.run([str(nvcc()), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = [arch for arch in GPU_ARCHITECTURES if f"compute_{arch}" in listed]
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
-    # Machine code runs within a major version, from its minor one on; PTX on all later ones: the first for those between.
+    # Machine code runs within its major version, PTX on all later ones: the first where there is none between.
     ptx = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in (known[0], known[-1])]
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
     with path.open("w") as file:

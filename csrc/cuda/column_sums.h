@@ -69,6 +69,7 @@ __device__ __forceinline__ void reduce_rows(Sum (&sums)[kChannels]) {
     // One channel after the other: 3 KiB of shared memory, where all together would halve the occupancy.
     if (c > 0) __syncthreads();
     shared[thread] = sums[c];
+#pragma unroll 1  // between barriers it would win nothing, and makes kernels two to three times as long
     for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
       __syncthreads();
       if (threadIdx.y < half) {

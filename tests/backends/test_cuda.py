@@ -84,7 +84,8 @@ def test_cuda_home_comes_before_path(setup: dict[str, Any], monkeypatch: pytest.
     assert "fused_resnet._cuda" in [extension.name for extension in setup["extensions"]()]
     setup["write_cuda_ninja_file"](tmp_path / "build.ninja", tmp_path / "_cuda.so")
     text = (tmp_path / "build.ninja").read_text().replace("$\n    ", "")
-    assert "code=sm_80 -gencode=arch=compute_90,code=sm_90 -gencode=arch=compute_90,code=compute_90" in text
+    assert "code=sm_80 -gencode=arch=compute_90,code=sm_90 -gencode=arch=compute_80,code=compute_80 " in text
+    assert "code=compute_80 -gencode=arch=compute_90,code=compute_90" in text
     assert "sm_120" not in text  # what this nvcc does not know
     assert "-cudart=static" in text
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,10 +41,12 @@ def built_module() -> Path:
 
 
 @pytest.fixture(scope="module")
-def usage() -> dict[tuple[str, str], Usage]:
-    cuobjdump = find_cuobjdump()
-    if cuobjdump is None:
-        absent("cuobjdump: on PATH, or of the wheel of Triton or nvidia-cuda-cuobjdump")
+def cuobjdump() -> Path:
+    return find_cuobjdump() or absent("cuobjdump: on PATH, or of the wheel of Triton or nvidia-cuda-cuobjdump")
+
+
+@pytest.fixture(scope="module")
+def usage(cuobjdump: Path) -> dict[tuple[str, str], Usage]:
     if shutil.which("c++filt") is None:
         absent("c++filt")
     return read_usage(cuobjdump, built_module())
@@ -57,6 +61,13 @@ def test_every_architecture_has_every_kernel(usage: dict[tuple[str, str], Usage]
     kernels = {kernel for _, kernel in usage}
     assert len(kernels) > 50
     assert set(usage) == {(arch, kernel) for arch in ARCHITECTURES for kernel in kernels}
+
+
+def test_ptx_is_there_for_architectures_between_and_to_come(cuobjdump: Path) -> None:
+    command = [cuobjdump, "--list-ptx", built_module()]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    units = Counter(re.findall(r"\.sm_(\d+)\.ptx", listed))
+    assert set(units) == {"80", "120"} and units["80"] == units["120"] >= 10
 
 
 @pytest.mark.parametrize(

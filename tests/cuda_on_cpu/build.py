@@ -24,6 +24,7 @@ __all__ = [
     "SANITIZER_EXIT_CODE",
     "build",
     "build_planted",
+    "build_probes",
     "environment",
     "load",
     "missing",
@@ -86,16 +87,16 @@ def missing() -> str | None:
     return None if toolkit_include() else "no CUDA headers (cuda_fp16.h) under nvcc's folder or PyTorch's packages"
 
 
-def build(mode: str, folder: Path, defines: Iterable[str] = (), units: Iterable[Path] | None = None) -> Path:
-    """Compiles what is not up to date in ``folder`` and returns the module's path.
+def build(mode: str, root: Path) -> Path:
+    """Compiles what is not up to date, in folders under ``root``, and returns the module's path."""
+    kernels = dict.fromkeys(_kernels(), MODES[mode][0])
+    return _link(mode, root / mode, kernels, [*_runtime(mode, root), *_bindings(root)])
 
-    ``defines`` are macros for the kernels. ``units`` replaces the sources of csrc/cuda.
-    """
-    kernel_flags, runtime_flags = MODES[mode]
-    flags = f"{kernel_flags} {' '.join(f'-D{define}' for define in defines)}"
-    compiled = dict.fromkeys(_kernels() if units is None else units, f"{flags} -I{CUDA}")
-    compiled |= dict.fromkeys(_runtime(), runtime_flags)
-    return _link(mode, folder, compiled, _bindings(folder.parent) if units is None else [])
+
+def build_probes(mode: str, root: Path) -> Path:
+    """The kernels of probes.cu on the runtime, as a library that :mod:`cuda_on_cpu.probes` opens."""
+    kernels = {HERE / "probes.cu": f"{MODES[mode][0]} -I{CUDA}"}
+    return _link(mode, root / f"probes-{mode}", kernels, _runtime(mode, root))
 
 
 def build_planted(bug: PlantedBug, root: Path) -> Path:
@@ -118,25 +119,30 @@ def build_planted(bug: PlantedBug, root: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists() or copy.read_text() != text:
             copy.write_text(text)
-    base = build(bug.mode, root / bug.mode).parent
-    sound = [base / f"{source.name}.o" for source in (*_kernels(), *_runtime()) if source.name != bug.unit]
+    base = build(bug.mode, root).parent
+    sound = [base / f"{source.name}.o" for source in _kernels() if source.name != bug.unit]
     compiled = {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}
-    return _link(bug.mode, folder, compiled, [*sound, *_bindings(root)])
+    return _link(bug.mode, folder, compiled, [*sound, *_runtime(bug.mode, root), *_bindings(root)])
 
 
 def _kernels() -> list[Path]:
     return sorted(CUDA.glob("*.cu"))
 
 
-def _runtime() -> list[Path]:
-    return sorted(HERE.glob("*.cpp"))
+def _runtime(mode: str, root: Path) -> list[Path]:
+    """The objects of the runtime."""
+    return _objects(root / f"runtime-{mode}", HERE, MODES[mode][1])
 
 
 def _bindings(root: Path) -> list[Path]:
     """The objects of the binding, for all modes: no sanitizer looks at pybind11, which takes long to compile."""
-    folder, sources = root / "bindings", sorted(CUDA.glob("*.cpp"))
-    _ninja(folder, dict.fromkeys(sources, "-O1"))
-    return [folder / f"{source.name}.o" for source in sources]
+    return _objects(root / "bindings", CUDA, "-O1")
+
+
+def _objects(folder: Path, sources: Path, flags: str) -> list[Path]:
+    compiled = dict.fromkeys(sorted(sources.glob("*.cpp")), flags)
+    _ninja(folder, compiled)
+    return [folder / f"{source.name}.o" for source in compiled]
 
 
 def _link(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable[Path]) -> Path:

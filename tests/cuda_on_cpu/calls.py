@@ -131,7 +131,7 @@ if __name__ == "__main__":
     os.environ["FUSED_RESNET_CUDA_CONV"] = "fused"
     if sys.argv[2] == "shared":
         sharing_workspaces().start()
-    runtime = Runtime(native.kernels(torch.empty(0)))
+    runtime = Runtime.of_kernels()
     for name in sys.argv[3:]:
         print(f"at once: {name}", file=sys.stderr, flush=True)
         list(results_at_once(runtime, name, of_two_threads(torch.bfloat16), (0, 0)))

@@ -42,4 +42,4 @@ def ensure() -> None:
 @cache
 def _module() -> ModuleType:
     mode = os.environ.get("CUDA_ON_CPU_MODE", "plain")
-    return build.load(build.build(mode, FOLDER / mode))
+    return build.load(build.build(mode, FOLDER))

@@ -45,7 +45,7 @@ def launches() -> dict[str, Launch]:
     """By kernel, named as :mod:`support.kernel_usage` does; ValueError where one is launched in two ways."""
     cuda_emulated.ensure()
     module = native.kernels(torch.empty(0))
-    with Runtime(module).launching_into_nothing():
+    with Runtime.of_kernels().launching_into_nothing():
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             for aligned in (True, False):
                 _pointwise(dtype, aligned)

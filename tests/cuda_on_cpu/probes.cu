@@ -1,10 +1,7 @@
 // Kernels that try the runtime itself: what it must compute, and what it must refuse.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <stdexcept>
+//
+// The functions at the end are called through ctypes (probes.py): what fails is returned as text, null is success.
 #include <string>
-#include <vector>
 
 #include "columns.h"
 #include "cuda_compat.h"
@@ -116,11 +113,10 @@ __global__ void shuffles_and_votes(int* out) {
 }
 
 // One block adds what the other wrote, and the last to arrive sees both.
+template <bool kFence>
 __global__ void handover(int* out) {
   out[2 + blockIdx.x] = int(blockIdx.x) + 1;
-#ifndef WITHOUT_FENCE
-  __threadfence();
-#endif
+  if (kFence) __threadfence();
   if (atomicAdd(out, 1) == 1) {
     __threadfence();
     out[1] = out[2] + out[3];
@@ -196,81 +192,67 @@ const Probe kProbes[] = {
     {"unwritten_shared_compared", unwritten_shared_compared},
     {"read_before_and_after_the_wait", read_before_and_after_the_wait},
     {"shuffles_and_votes", shuffles_and_votes},
-    {"handover", handover, 2, 1},
+    {"handover", handover<true>, 2, 1},
+    {"handover_without_fence", handover<false>, 2, 1},
     {"every_block_writes", every_block_writes, 2, 1024},
 };
 
-void raise_on(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(error_text(error));
-}
-
-// Runs a probe with out[i] = i before, or 0 for a handover, and returns out [64].
-std::vector<int> run(const std::string& name) {
-  alignas(16) int out[64];
-  for (int i = 0; i < 64; ++i) out[i] = name == "handover" ? 0 : i;
-  for (const Probe& probe : kProbes) {
-    if (name != probe.name) continue;
-    raise_on(launch(probe.kernel, dim3(probe.blocks), dim3(probe.threads), probe.dynamic_shared_bytes, nullptr,
-                    static_cast<int*>(out)));
-    return {out, out + 64};
-  }
-  throw std::invalid_argument("no probe of this name: " + name);
-}
-
-// Calls what a launcher must not, and returns the error's text.
-std::string call(const std::string& name, uintptr_t stream) {
-  int from = 1, to = 0;
-  void* data = nullptr;
-  cudaError_t error = cudaSuccess;
-  if (name == "allocate") {
-    if (!(error = cudaMalloc(&data, 4))) error = cudaFree(data);
-  } else if (name == "free") {
-    error = cudaFree(nullptr);
-  } else if (name == "copy") {
-    error = cudaMemcpy(&to, &from, sizeof(to), cudaMemcpyDefault);
-  } else if (name == "synchronize") {
-    error = cudaDeviceSynchronize();
-  } else if (name == "synchronize_stream") {
-    error = cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(stream));
-  } else {
-    throw std::invalid_argument("no call of this name: " + name);
-  }
-  return error == cudaSuccess ? "" : error_text(error);
-}
-
-void multiply(const std::string& type, uintptr_t a, uintptr_t b, uintptr_t c) {
-  const auto matrices = [&](auto element, auto kernel) {
-    using T = decltype(element);
-    raise_on(launch(kernel, dim3(1), dim3(32), 0, nullptr, reinterpret_cast<const T*>(a), reinterpret_cast<const T*>(b),
-                    reinterpret_cast<float*>(c)));
-  };
-  if (type == "float16") {
-    matrices(__half(), multiply_16_bit<__half, ptx::mma_m16n8k16_f16>);
-  } else if (type == "bfloat16") {
-    matrices(__nv_bfloat16(), multiply_16_bit<__nv_bfloat16, ptx::mma_m16n8k16_bf16>);
-  } else {
-    matrices(float(), multiply_tf32);
-  }
-}
-
-// Elements before the pack at `row` of each of the first eight columns of an image that is nowhere.
-std::vector<int64_t> offsets(bool channels_last, int lanes, const std::vector<int64_t>& view, int64_t row) {
-  std::vector<int64_t> out(8);
-  const auto of = [&](auto walk) {
-    raise_on(launch(columns_offsets<decltype(walk)>, dim3(1), dim3(8), 0, nullptr, walk, row, out.data()));
-    return out;
-  };
-  const ChannelView image{view.at(0), view.at(1), view.at(2)};
-  if (lanes == 8) return channels_last ? of(Columns<8, true>(image)) : of(Columns<8, false>(image));
-  if (lanes == 1) return channels_last ? of(Columns<1, true>(image)) : of(Columns<1, false>(image));
-  throw std::invalid_argument("lanes: expected 1 or 8");
+const char* text_of(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : error_text(error);
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
-  m.def("run", &run);
-  m.def("multiply", &multiply);
-  m.def("call", &call);
-  m.def("offsets", &offsets);
+extern "C" {
+
+// Runs a probe on out[64].
+const char* probe_run(const char* name, int* out) {
+  for (const Probe& probe : kProbes) {
+    if (std::string(name) != probe.name) continue;
+    return text_of(
+        launch(probe.kernel, dim3(probe.blocks), dim3(probe.threads), probe.dynamic_shared_bytes, nullptr, out));
+  }
+  return "no probe of this name";
+}
+
+// Calls what a launcher must not.
+const char* probe_call(const char* name, void* stream) {
+  const std::string call = name;
+  int from = 1, to = 0;
+  void* data = nullptr;
+  if (call == "allocate") {
+    const cudaError_t error = cudaMalloc(&data, 4);
+    return text_of(error == cudaSuccess ? cudaFree(data) : error);
+  }
+  if (call == "free") return text_of(cudaFree(nullptr));
+  if (call == "copy") return text_of(cudaMemcpy(&to, &from, sizeof(to), cudaMemcpyDefault));
+  if (call == "synchronize") return text_of(cudaDeviceSynchronize());
+  if (call == "synchronize_stream") return text_of(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+  return "no call of this name";
+}
+
+// c[16, 8] = a[16, depth] b[8, depth]^T by one tensor-core instruction, of float16, bfloat16 or tf32.
+const char* probe_multiply(const char* type, const void* a, const void* b, float* c) {
+  const auto matrices = [&](auto element, auto kernel) {
+    using T = decltype(element);
+    const auto *from_a = static_cast<const T*>(a), *from_b = static_cast<const T*>(b);
+    return text_of(launch(kernel, dim3(1), dim3(32), 0, nullptr, from_a, from_b, c));
+  };
+  if (std::string(type) == "float16") return matrices(__half(), multiply_16_bit<__half, ptx::mma_m16n8k16_f16>);
+  if (std::string(type) == "bfloat16") {
+    return matrices(__nv_bfloat16(), multiply_16_bit<__nv_bfloat16, ptx::mma_m16n8k16_bf16>);
+  }
+  return matrices(float(), multiply_tf32);
+}
+
+// out = elements before the pack of 1 or 8 at `row` of each of the first eight columns of an image that is nowhere.
+const char* probe_offsets(bool channels_last, bool packs, int64_t outer, int64_t channels, int64_t inner, int64_t row,
+                          int64_t* out) {
+  const auto of = [&](auto walk) {
+    return text_of(launch(columns_offsets<decltype(walk)>, dim3(1), dim3(8), 0, nullptr, walk, row, out));
+  };
+  const ChannelView image{outer, channels, inner};
+  if (packs) return channels_last ? of(Columns<8, true>(image)) : of(Columns<8, false>(image));
+  return channels_last ? of(Columns<1, true>(image)) : of(Columns<1, false>(image));
+}
 }

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import ModuleType
+from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+import torch
 from support.capture import NothingComputes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,14 +41,20 @@ class Graph:
 
 
 class Runtime:
-    """The runtime inside a module that :mod:`cuda_on_cpu.build` made."""
+    """The runtime inside a module or library that :mod:`cuda_on_cpu.build` made."""
 
-    def __init__(self, module: ModuleType) -> None:
-        assert module.__file__
-        self.library: Any = ctypes.CDLL(module.__file__)
+    def __init__(self, path: Path) -> None:
+        self.library: Any = ctypes.CDLL(str(path))
         for name in ("create_stream", "end_capture"):
             getattr(self.library, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
         self._threads = ThreadPoolExecutor()  # kept: to TSan the threads of their blocks are dear
+
+    @classmethod
+    def of_kernels(cls) -> Runtime:
+        """That of the module which serves CPU tensors."""
+        path = native.kernels(torch.empty(0)).__file__
+        assert path
+        return cls(Path(path))
 
     @property
     def current_device(self) -> int:

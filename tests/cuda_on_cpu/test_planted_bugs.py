@@ -65,4 +65,4 @@ def test_what_shadow_ubsan_and_orders_catch_no_result_tells(name: str) -> None:
 def test_nothing_is_reported_without_a_bug(mode: str) -> None:
     cuda_emulated.ensure()
     others = {} if mode == "tsan" else exercises.TYPED_EXERCISES  # which would take half a minute
-    assert report(exercises.EXERCISES | others, mode, build.build(mode, cuda_emulated.FOLDER / mode)) == ""
+    assert report(exercises.EXERCISES | others, mode, build.build(mode, cuda_emulated.FOLDER)) == ""

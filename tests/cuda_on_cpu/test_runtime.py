@@ -8,13 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from cuda_on_cpu import build, cuda_emulated
-
-PROBES = [Path(__file__).with_name("probes.cu")]
+from cuda_on_cpu import probes as probes_module
+from cuda_on_cpu.probes import Probes
 
 REFUSED = {
     "one_syncthreads_in_each_branch": r"divergent __syncthreads\(\): thread \d+ waits at .*probes.cu:\d+",
@@ -31,9 +30,9 @@ REFUSED = {
 }
 
 
-def probes(mode: str = "plain", *defines: str) -> Path:
+def built(mode: str = "plain") -> Path:
     cuda_emulated.require_compiler()
-    return build.build(mode, cuda_emulated.FOLDER / "-".join(("probes", mode, *defines)), defines, PROBES)
+    return build.build_probes(mode, cuda_emulated.FOLDER)
 
 
 @pytest.mark.parametrize(("gate", "outcome"), [("required", pytest.fail.Exception), ("", pytest.skip.Exception)])
@@ -47,60 +46,59 @@ def test_without_a_compiler_tests_are_skipped_but_fail_in_ci(
 
 
 @pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return build.load(probes())
+def probes() -> Probes:
+    return Probes(built())
 
 
 @pytest.mark.parametrize("probe", REFUSED)
-def test_refuses_and_says_why(module: ModuleType, probe: str) -> None:
+def test_refuses_and_says_why(probes: Probes, probe: str) -> None:
     with pytest.raises(RuntimeError, match=REFUSED[probe]):
-        module.run(probe)
-    assert all(module.run("shuffles_and_votes")[:32])  # and goes on as if nothing had been
+        probes.run(probe)
+    assert all(probes.run("shuffles_and_votes")[:32])  # and goes on as if nothing had been
 
 
 @pytest.mark.parametrize("probe", ["shuffles_and_votes", "read_before_and_after_the_wait"])
 @pytest.mark.parametrize("seed", range(3))
-def test_computes_what_cuda_does(module: ModuleType, monkeypatch: pytest.MonkeyPatch, probe: str, seed: int) -> None:
+def test_computes_what_cuda_does(probes: Probes, monkeypatch: pytest.MonkeyPatch, probe: str, seed: int) -> None:
     monkeypatch.setenv("CUDA_ON_CPU_SEED", str(seed))
-    assert module.run(probe)[:32] == [1] * 32
+    assert probes.run(probe)[:32] == [1] * 32
 
 
-def test_unwritten_shared_memory_differs_by_seed(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritten_shared_memory_differs_by_seed(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN, or a huge number: a kernel whose result depends on it has another result with another seed."""
     seen = set()
     for seed in ("0", "1"):
         monkeypatch.setenv("CUDA_ON_CPU_SEED", seed)
-        seen |= set(module.run("unwritten_shared")[:32])
+        seen |= set(probes.run("unwritten_shared")[:32])
     assert seen == {-1, 0x7F7F7F7F}
 
 
 @pytest.mark.parametrize("probe", ["unwritten_shared", "unwritten_shared_compared", "read_before_and_after_the_wait"])
 def test_the_shadow_knows_what_nobody_wrote(probe: str) -> None:
     """Whatever a kernel makes of it, and of a copy's target until the copy is waited for."""
-    module = build.load(probes("shadow"))
+    probes = Probes(built("shadow"))
     with pytest.raises(RuntimeError, match=r"a load of 4 bytes of shared memory, of which nobody wrote byte 0"):
-        module.run(probe)
-    assert all(module.run("shuffles_and_votes")[:32])
+        probes.run(probe)
+    assert all(probes.run("shuffles_and_votes")[:32])
 
 
-def test_poison_does_not_see_what_a_comparison_hides(module: ModuleType) -> None:
-    assert all(module.run("unwritten_shared_compared")[:32])
+def test_poison_does_not_see_what_a_comparison_hides(probes: Probes) -> None:
+    assert all(probes.run("unwritten_shared_compared")[:32])
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "tf32"])
-def test_tensor_core_product(module: ModuleType, name: str) -> None:
+def test_tensor_core_product(probes: Probes, name: str) -> None:
     depth, tolerance = (8, 1e-3) if name == "tf32" else (16, 1e-6)
     dtype = getattr(torch, name, torch.float32)
-    a, b, c = torch.randn(16, depth).to(dtype), torch.randn(8, depth).to(dtype), torch.empty(16, 8)
-    module.multiply(name, a.data_ptr(), b.data_ptr(), c.data_ptr())
+    a, b = torch.randn(16, depth).to(dtype), torch.randn(8, depth).to(dtype)
     want = a.double() @ b.double().T
-    assert (c.double() - want).abs().max() <= tolerance * want.abs().max()
+    assert (probes.multiply(name, a, b).double() - want).abs().max() <= tolerance * want.abs().max()
 
 
 @pytest.mark.parametrize("row", [2**27 - 1, 2**31 - 1, 2**31 + 3, 2**33 + 5])
 @pytest.mark.parametrize("lanes", [1, 8])
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-def test_offsets_beyond_2_to_the_31(module: ModuleType, layout: str, lanes: int, row: int) -> None:
+def test_offsets_beyond_2_to_the_31(probes: Probes, layout: str, lanes: int, row: int) -> None:
     """By Python's integers, which do not overflow: elements, and rows by themselves."""
     channels, pixels = 64, 56 * 56
     if layout == "channels_last":
@@ -111,15 +109,13 @@ def test_offsets_beyond_2_to_the_31(module: ModuleType, layout: str, lanes: int,
         view = (image + 1, channels, pixels)
         want = [(image * channels + column) * pixels + pack * lanes for column in range(8)]
     assert want[0] > 2**31
-    assert module.offsets(layout == "channels_last", lanes, view, row) == want
+    assert probes.offsets(layout == "channels_last", lanes, view, row) == want
 
 
-def run_under_thread_sanitizer(path: Path, probe: str, races: bool) -> list[int]:
-    """The first four results of a probe on this module, in a process that must report a race, or none."""
-    code = f"""from pathlib import Path; from cuda_on_cpu import build
-print(*build.load(Path({str(path)!r})).run({probe!r})[:4])"""
+def run_under_thread_sanitizer(probe: str, races: bool) -> list[int]:
+    """The first four results of a probe, in a process that must report a race, or none."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, probes_module.__file__, str(built("tsan")), probe],
         env=build.environment("tsan"),
         cwd=Path(__file__).parent.parent,
         capture_output=True,
@@ -131,10 +127,9 @@ print(*build.load(Path({str(path)!r})).run({probe!r})[:4])"""
     return [int(word) for word in done.stdout.split()]
 
 
-@pytest.mark.parametrize("fence", [True, False], ids=["fence", "without-fence"])
-def test_thread_sanitizer_knows_what_a_fence_orders(fence: bool) -> None:
-    path = probes("tsan", *(() if fence else ("WITHOUT_FENCE",)))
-    assert run_under_thread_sanitizer(path, "handover", races=not fence) == [2, 3, 1, 2]
+@pytest.mark.parametrize(("probe", "races"), [("handover", False), ("handover_without_fence", True)])
+def test_thread_sanitizer_knows_what_a_fence_orders(probe: str, races: bool) -> None:
+    assert run_under_thread_sanitizer(probe, races) == [2, 3, 1, 2]
 
 
 @pytest.mark.parametrize("renew", [True, False])
@@ -145,4 +140,4 @@ def test_blocks_that_have_the_same_threads_race_if_these_are_renewed(
     monkeypatch.delenv("CUDA_ON_CPU_RENEW", raising=False)
     if renew:
         monkeypatch.setenv("CUDA_ON_CPU_RENEW", "1")
-    assert run_under_thread_sanitizer(probes("tsan"), "every_block_writes", races=renew) == [1] * 4
+    assert run_under_thread_sanitizer("every_block_writes", races=renew) == [1] * 4

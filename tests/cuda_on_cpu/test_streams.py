@@ -25,6 +25,7 @@ from cuda_on_cpu.calls import (
     results,
     sharing_workspaces,
 )
+from cuda_on_cpu.probes import Probes
 from cuda_on_cpu.streams import Runtime
 
 from fused_resnet.backends.cuda import native
@@ -34,7 +35,7 @@ from fused_resnet.backends.cuda import native
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     cuda_emulated.ensure()
     monkeypatch.setenv("FUSED_RESNET_CUDA_CONV", "fused")
-    runtime = Runtime(native.kernels(torch.empty(0)))
+    runtime = Runtime.of_kernels()
     yield runtime
     runtime.forget_places()
 
@@ -77,7 +78,7 @@ def test_a_workspace_that_host_threads_share_shows(runtime: Runtime, name: str) 
 def races_of_two_streams(workspaces: str, names: Sequence[str]) -> list[str]:
     """The launchers of which ThreadSanitizer reports a race between two host threads."""
     cuda_emulated.ensure()
-    module = build.build("tsan", cuda_emulated.FOLDER / "tsan")
+    module = build.build("tsan", cuda_emulated.FOLDER)
     done = subprocess.run(
         [sys.executable, calls.__file__, str(module), workspaces, *names],
         env=build.environment("tsan"),
@@ -157,13 +158,15 @@ def test_a_launch_beside_the_captured_stream_breaks_the_capture(runtime: Runtime
 @pytest.mark.parametrize("what", ["allocate", "free", "copy", "synchronize", "synchronize_stream"])
 def test_what_a_launcher_must_not_do_is_refused_in_a_capture(what: str) -> None:
     cuda_emulated.require_compiler()
-    probes = [build.HERE / "probes.cu"]
-    module = build.load(build.build("plain", cuda_emulated.FOLDER / "probes-plain", (), probes))
-    runtime = Runtime(module)
-    assert module.call(what, 0) == ""
+    probes = Probes(build.build_probes("plain", cuda_emulated.FOLDER))
+    runtime = Runtime(probes.path)
+    probes.call(what, 0)
     with runtime.on_device(0) as stream:
-        with runtime.capture(stream) as graph:
-            assert module.call(what, stream) == "operation not permitted when stream is capturing"
+        with (
+            runtime.capture(stream) as graph,
+            pytest.raises(RuntimeError, match="operation not permitted when stream is capturing"),
+        ):
+            probes.call(what, stream)
         assert graph.handle is None
 
 
