@@ -112,6 +112,7 @@ class LayerTrial:
         torch.set_num_threads(job.threads)
         self.job = job
         self.layer: Layer | None = None
+        self.pass_name = ""
         self.operands: dict[str, Operands] = {}  # by form
         self.calls: dict[str, Callable[[], Tensor]] = {}  # by form
         self.repeats: dict[str, int] = {}  # calls in a measurement, by form
@@ -124,6 +125,7 @@ class LayerTrial:
         """Makes ready for :meth:`measure`; the relative L2 error of each form against ``REFERENCE``."""
         if layer != self.layer:
             self._make_operands(layer)
+        self.pass_name = pass_name
         self.calls = {name: partial(form.passes[pass_name], self.operands[name]) for name, form in FORMS.items()}
         with torch.no_grad():
             expected = self.calls[REFERENCE]()
@@ -139,7 +141,7 @@ class LayerTrial:
             return {name: _mean_ms(self.calls[name], self.repeats[name]) for name in order}
 
     def algorithm(self) -> str:
-        """Our backend's choice for this layer."""
+        """Our backend's choice for this pass of the layer."""
         layer = self.layer
         assert layer is not None, "prepare() comes first"
         return cpu.conv_algorithm(
@@ -147,6 +149,7 @@ class LayerTrial:
             weight_shape=layer.weight_shape,
             output_shape=layer.output_shape,
             dtype=torch.float32,
+            weight_gradient=self.pass_name == "wgrad",
         )
 
     def _make_operands(self, layer: Layer) -> None:

@@ -105,6 +105,28 @@ def test_precision_and_tile_registers(
         assert chosen(torch.bfloat16, c=8, groups=8) == "bf16x1"
 
 
+@pytest.mark.precision("high")
+@pytest.mark.parametrize(
+    ("width", "stride", "forward", "weight_gradient"),
+    [
+        (4, 1, "grouped", "grouped"),
+        (4, 2, "grouped", "grouped"),
+        (8, 1, "bf16x3", "grouped"),
+        (16, 1, "bf16x3", "direct"),
+        (32, 1, "bf16x3", "bf16x3"),
+        (32, 2, "bf16x3", "direct"),
+        (64, 2, "bf16x3", "bf16x3"),
+    ],
+)
+def test_groups_beside_tile_registers(
+    width: int, stride: int, forward: str, weight_gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CHOICE, "isa", lambda: "amx")
+    args = (Conv((stride, stride), (1, 1), (1, 1), 8), (8 * width, width, 3, 3), (4, 8 * width, 14, 14), torch.float32)
+    assert cpu.conv_algorithm(*args) == forward
+    assert cpu.conv_algorithm(*args, weight_gradient=True) == weight_gradient
+
+
 @pytest.mark.parametrize(("isa", "widths"), [("baseline", ()), ("neon", (2,)), ("avx2", (2, 4)), ("avx512", (2, 4, 8))])
 def test_groups_narrower_than_a_register(isa: str, widths: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CHOICE, "isa", lambda: isa)

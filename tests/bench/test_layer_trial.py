@@ -99,12 +99,14 @@ def test_the_algorithm_is_the_backends_word_for_it(trial, monkeypatch):
     monkeypatch.setattr(
         cpu,
         "conv_algorithm",
-        lambda conv, weight_shape, output_shape, dtype: (
-            f"{conv == LAYERS['3x3'].conv} {weight_shape} {output_shape} {dtype}"
+        lambda conv, weight_shape, output_shape, dtype, weight_gradient: (
+            f"{conv == LAYERS['3x3'].conv} {weight_shape} {output_shape} {dtype} {weight_gradient}"
         ),
         raising=False,
     )
-    assert trial.algorithm() == "True (10, 17, 3, 3) (2, 10, 9, 7) torch.float32"
+    assert trial.algorithm() == "True (10, 17, 3, 3) (2, 10, 9, 7) torch.float32 False"
+    trial.prepare(LAYERS["3x3"], "wgrad")
+    assert trial.algorithm() == "True (10, 17, 3, 3) (2, 10, 9, 7) torch.float32 True"
 
 
 def test_a_depthwise_layer(trial):

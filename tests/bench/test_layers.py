@@ -67,7 +67,7 @@ def test_a_row_has_the_fields_of_the_contract():
 
 
 def test_a_run(worker):
-    worker("cpu.conv_algorithm = lambda conv, weight_shape, output_shape, dtype: f'{weight_shape} {output_shape[2:]}'")
+    worker("cpu.conv_algorithm = lambda conv, weight_shape, output_shape, **_: f'{weight_shape} {output_shape[2:]}'")
     doing, written = [], []
     result = run_layers(settings(), lambda *state: doing.append(state), lambda so_far: written.append(len(so_far.rows)))
     assert [(row["layer"], row["count"], row["pass"]) for row in result.rows] == [

@@ -160,6 +160,15 @@ BUGS = {
         "plain",
         ORACLE,
     ),
+    "contiguous-pixels-of-the-output-for-those-of-x": PlantedBug(
+        "bn_act_max_pool.cu",
+        "bn_act_max_pool.cu",
+        "offset_of_pixel(walk, pixel.n, shape.height * shape.width, from)",
+        "offset_of_pixel(walk, pixel.n, Walk::kChannelsLast ? shape.height * shape.width : walk.inner_packs, from)",
+        "bn_act_max_pool",
+        "plain",
+        ORACLE,
+    ),
     "padding-that-takes-part": PlantedBug(
         "bn_act_max_pool.cu",
         "bn_act_max_pool.cu",

@@ -34,7 +34,7 @@ thread_local std::string failure;
 // Between two blocks that had the same, one after the other, TSan finds no race, nor between the later one and what the
 // earlier one met in an atomic. CUDA_ON_CPU_RENEW gives each block of a grid threads of its own.
 #ifdef CUDA_ON_CPU_TSAN
-constexpr size_t kTsanThreads = 1280;
+constexpr size_t kTsanThreads = 768;
 #else
 constexpr size_t kTsanThreads = 0;
 #endif

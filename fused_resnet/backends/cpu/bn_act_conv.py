@@ -84,7 +84,8 @@ def bn_act_conv_backward(
         )
     if output_mask[1]:
         g_weight = native.empty_like(engine.weight)
-        _cpu.conv_wgrad(engine.arguments, act, gradient, x.data_ptr(), norm, g_weight.data_ptr())
+        arguments = engine.weight_gradient_arguments(conv, x.dtype)
+        _cpu.conv_wgrad(arguments, act, gradient, x.data_ptr(), norm, g_weight.data_ptr())
         g_weight = g_weight.to(weight.dtype)
     if output_mask[2]:
         # The shares of the variance, about the mean, add up to zero.

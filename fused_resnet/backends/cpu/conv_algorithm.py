@@ -53,6 +53,7 @@ class Geometry(NamedTuple):
     output_shape: Sequence[int]  # N, K, OH, OW
     dtype: torch.dtype
     keeps_filter: bool  # packed for many calls, as in inference
+    weight_gradient: bool  # or the output, or the gradient of the input
 
     @property
     def has_winograd(self) -> bool:
@@ -86,6 +87,14 @@ class Geometry(NamedTuple):
     def suits_grouped(self) -> bool:
         """A group is narrower than a register, so that a product of matrices would multiply zeros."""
         return self.is_grouped and self.weight_shape[1] < _LANES[isa()]
+
+    @property
+    def is_narrow_for_parts(self) -> bool:
+        """Zeros between groups, in three products of parts, cost more than tile registers save."""
+        width = self.weight_shape[1]
+        if self.weight_gradient and self.conv.groups > 1:
+            return width <= (16 if self.conv.stride == (1, 1) else 32)
+        return self.is_grouped and width <= 4
 
     @property
     def allows_rounding(self) -> bool:
@@ -158,7 +167,8 @@ class Geometry(NamedTuple):
 _TABLE: tuple[tuple[str, Callable[[Geometry], bool]], ...] = (
     ("depthwise", lambda g: g.is_depthwise),
     ("bf16x1", lambda g: g.suits_tile_registers and g.dtype == torch.bfloat16),
-    ("bf16x3", lambda g: g.suits_tile_registers and g.allows_rounding),  # float16 too, whose numbers are two parts
+    # float16 too, whose numbers are two parts
+    ("bf16x3", lambda g: g.suits_tile_registers and g.allows_rounding and not g.is_narrow_for_parts),
     ("bf16x6", lambda g: g.suits_tile_registers and g.conv.groups == 1),
     ("grouped", lambda g: g.suits_grouped),
     ("winograd_f2", lambda g: g.suits_winograd and g.cheapest == "winograd_f2"),
@@ -177,13 +187,15 @@ def conv_algorithm(
     output_shape: Sequence[int],
     dtype: torch.dtype,
     keeps_filter: bool = False,
+    weight_gradient: bool = False,
 ) -> str:
     """One of ``CONV_ALGORITHMS``.
 
     ``weight_shape`` is (K, C / groups, R, S), ``output_shape`` (N, K, OH, OW); ``keeps_filter`` says that the filter is
-    packed for many calls. Raises ValueError for an unknown name in ``FUSED_RESNET_CONV``.
+    packed for many calls, ``weight_gradient`` that its gradient is asked for. Raises ValueError for an unknown name in
+    ``FUSED_RESNET_CONV``.
     """
-    geometry = Geometry(conv, weight_shape, output_shape, dtype, keeps_filter)
+    geometry = Geometry(conv, weight_shape, output_shape, dtype, keeps_filter, weight_gradient)
     forced = os.environ.get(_ENVIRONMENT) or "auto"
     if forced not in ("auto", *CONV_ALGORITHMS):
         raise ValueError(f"{_ENVIRONMENT}: expected auto or one of {', '.join(CONV_ALGORITHMS)}, got {forced!r}")

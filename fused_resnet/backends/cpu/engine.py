@@ -14,10 +14,13 @@ from .conv_algorithm import CONV_ALGORITHMS, conv_algorithm
 __all__ = ["Engine"]
 
 
+Arguments = tuple[int, int, tuple[int, ...], tuple[int, ...], int]
+
+
 class Engine(NamedTuple):
     """What every pass of one convolution takes."""
 
-    arguments: tuple[int, int, tuple[int, ...], tuple[int, ...], int]  # the fields of ConvArgs in csrc/cpu/kernels.h
+    arguments: Arguments  # the fields of ConvArgs in csrc/cpu/kernels.h
     weight: Tensor  # [K, C / groups, R, S] in the accumulation type, dense
     output_shape: tuple[int, int, int, int]  # N, K, OH, OW
 
@@ -38,6 +41,11 @@ class Engine(NamedTuple):
         number = CONV_ALGORITHMS.index(algorithm)
         arguments = (native.DTYPES[x.dtype], number, shape, weight.stride(), native.threads())
         return Engine(arguments, weight, (n, k, height, width))
+
+    def weight_gradient_arguments(self, conv: Conv, dtype: torch.dtype) -> Arguments:
+        """``arguments`` for the gradient of the filter, which another algorithm may compute."""
+        algorithm = conv_algorithm(conv, self.weight.shape, self.output_shape, dtype, weight_gradient=True)
+        return (self.arguments[0], CONV_ALGORITHMS.index(algorithm), *self.arguments[2:])
 
     def empty_output(self, x: Tensor) -> Tensor:
         """Room for the output, [N, K, OH, OW] in channels_last and the type of ``x``."""
