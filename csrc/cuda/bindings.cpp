@@ -41,16 +41,16 @@ void bn_add_act_backward(const Queue& queue, int dtype, const Act& act, const Vi
              pointer(g_residual_bn), pointer(workspace)});
 }
 
-void bn_act_max_pool(const Queue& queue, int dtype, const Act& act, const Pool& shape, bool channels_last,
-                     Address x, const Norm& bn, Address out, Address indices) {
+void bn_act_max_pool(const Queue& queue, int dtype, const Act& act, const Pool& shape, bool channels_last, Address x,
+                     const Norm& bn, Address out, Address indices) {
   launch_on(queue, "bn_act_max_pool", launch_bn_act_max_pool,
             {DType(dtype), activation(act), unpack<PoolShape>(shape), channels_last, pointer(x), batch_norm(bn),
              pointer(out), static_cast<uint8_t*>(pointer(indices))});
 }
 
-void bn_act_max_pool_backward(const Queue& queue, int dtype, const Act& act, const Pool& shape,
-                              bool channels_last, Address g_out, Address indices, Address x, const Norm& bn,
-                              Address g_x, Address g_bn, Address workspace) {
+void bn_act_max_pool_backward(const Queue& queue, int dtype, const Act& act, const Pool& shape, bool channels_last,
+                              Address g_out, Address indices, Address x, const Norm& bn, Address g_x, Address g_bn,
+                              Address workspace) {
   launch_on(queue, "bn_act_max_pool_backward", launch_bn_act_max_pool_backward,
             {DType(dtype), activation(act), unpack<PoolShape>(shape), channels_last, pointer(g_out),
              static_cast<const uint8_t*>(pointer(indices)), pointer(x), batch_norm(bn), pointer(g_x), pointer(g_bn),
