@@ -158,7 +158,7 @@ def write_cuda_ninja_file(path: Path, target: Path) -> None:
     known = [arch for arch in GPU_ARCHITECTURES if f"compute_{arch}" in listed]
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
     # Machine code runs within its major version, PTX on all later ones: the first where there is none between.
-    ptx = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in (known[0], known[-1])]
+    ptx = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in sorted({known[0], known[-1]})]
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
     with path.open("w") as file:
         n = Writer(file, width=120)

@@ -140,5 +140,5 @@ def bn_act_max_pool(
     """
     geometry = [checks.pair(v, n) for v, n in ((kernel_size, "kernel_size"), (stride, "stride"), (padding, "padding"))]
     vectors = (None, None, None, None, 0.0) if bn is None else bn
-    out, _ = _op(x, *vectors, activation, negative_slope, *geometry)
+    out, _ = _op(checks.dense(x), *vectors, activation, negative_slope, *geometry)
     return out
