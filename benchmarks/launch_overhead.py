@@ -37,11 +37,8 @@ def _cuda() -> Iterator[str]:
     from cuda_on_cpu import cuda_emulated
     from cuda_on_cpu.streams import Runtime
 
-    from fused_resnet.backends.cuda import native
-
     cuda_emulated.ensure()
-    runtime = Runtime(native.kernels(torch.empty(0)))
-    with runtime.launching_into_nothing():
+    with Runtime.of_kernels().launching_into_nothing():
         yield cuda_emulated.NAME
 
 

@@ -49,7 +49,9 @@ def test_200_steps_follow_stock(algorithm: str, one_thread: None, monkeypatch: p
     monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
     chosen = []
     choose = cpu.engine.conv_algorithm
-    monkeypatch.setattr(cpu.engine, "conv_algorithm", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+    monkeypatch.setattr(
+        cpu.engine, "conv_algorithm", lambda *args, **kw: chosen.append(choose(*args, **kw)) or chosen[-1]
+    )
     fused = losses(0, stock=False)
     assert chosen.count(algorithm) > len(chosen) / 2
     stock = [stock_losses(seed) for seed in range(3)]
