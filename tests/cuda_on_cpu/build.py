@@ -38,15 +38,18 @@ CUDA = ROOT / "csrc" / "cuda"
 
 # Flags of everything that is compiled, and of the runtime where it differs: to ThreadSanitizer it must be invisible.
 _FRAMES = "-O1 -fno-omit-frame-pointer"
-_ASAN = f"{_FRAMES} -fsanitize=address,undefined -fno-sanitize-recover=undefined -DCUDA_ON_CPU_ASAN"
-# A call at each load and store, which shared_memory.cpp answers; of the stack it needs to know nothing.
-_REPORT_ACCESSES = (
-    "-fsanitize=kernel-address --param asan-instrumentation-with-call-threshold=0 --param asan-stack=0 "
-    "--param asan-globals=0"
+# A call at each load and store instead of a test in line, which would take the compiler twice as long.
+_CALLS = "--param asan-instrumentation-with-call-threshold=0"
+# What UBSan would say of null and of pointers outside their objects ASan says where they are followed.
+_ASAN = (
+    f"{_FRAMES} -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow "
+    "-fno-sanitize-recover=undefined -DCUDA_ON_CPU_ASAN"
 )
+# The calls are shared_memory.cpp's; of the stack it needs to know nothing.
+_REPORT_ACCESSES = f"-fsanitize=kernel-address {_CALLS} --param asan-stack=0 --param asan-globals=0"
 MODES = {
     "plain": ("-O1", "-O2"),
-    "asan": (_ASAN, _ASAN),
+    "asan": (f"{_ASAN} {_CALLS}", _ASAN),
     "tsan": (f"{_FRAMES} -fsanitize=thread", f"{_FRAMES} -DCUDA_ON_CPU_TSAN"),
     "shadow": (f"-O1 {_REPORT_ACCESSES}", "-O2 -DCUDA_ON_CPU_SHADOW"),
 }

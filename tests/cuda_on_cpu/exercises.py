@@ -1,15 +1,19 @@
 """Small runs of each kernel family beside the reference in float64, for builds in which something may be wrong.
 
-``python exercises.py MODULE FAMILY ...`` runs some on a module of :mod:`cuda_on_cpu.build`. The shapes have tails in
-every direction, threads without a channel, several blocks, and tensors that are not aligned to 16 bytes. What is named
-by its family alone is in float32, the convolutions in float16.
+``python exercises.py MODULE=FAMILY,FAMILY ...`` runs some on modules of :mod:`cuda_on_cpu.build`, each in a child of
+the process, and prints what each had to say, as JSON. The shapes have tails in every direction, threads without a
+channel, several blocks, and tensors that are not aligned to 16 bytes. What is named by its family alone is in float32,
+the convolutions in float16.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -148,7 +152,31 @@ TYPED_EXERCISES: dict[str, Callable[[], Iterator[Pair]]] = {
 } | TYPED_CONV_EXERCISES
 _ALL = EXERCISES | TYPED_EXERCISES
 
+
+def _in_a_child(module: Path, families: Iterable[str]) -> str:
+    """What a child says that verifies families on a module. It has imported PyTorch already, which takes seconds."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        if (child := os.fork()) == 0:
+            os.dup2(said.fileno(), 2)
+            failed = 1
+            try:
+                native.serve("cpu", build.load(module))
+                for family in families:
+                    verify(family)
+                failed = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(failed)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, 1, build.SANITIZER_EXIT_CODE), f"{module}: exit code {code}"
+        said.seek(0)
+        text = said.read()
+    return text if code or "Sanitizer" in text else ""
+
+
 if __name__ == "__main__":
-    native.serve("cpu", build.load(Path(sys.argv[1])))
-    for family in sys.argv[2:]:
-        verify(family)
+    runs = [argument.split("=") for argument in sys.argv[1:]]
+    print(json.dumps([_in_a_child(Path(module), families.split(",")) for module, families in runs]))

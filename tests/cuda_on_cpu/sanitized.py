@@ -19,8 +19,9 @@ __all__ = ["FUSED_CONV", "KERNELS", "OP_SUITE", "assert_nothing_is_reported"]
 _OPS = build.ROOT / "tests" / "ops"
 OP_SUITE = [str(_OPS / f"test_{op}.py") for op in ("bn_add_act", "bn_act_max_pool", "bn_act_conv", "conv_bn_add_act")]
 FUSED_CONV = [str(build.ROOT / "tests" / "cuda" / "test_fused_conv.py")]
-# Gradcheck and the like are PyTorch's code, slow, and reach no kernel that others do not; "same bits" repeats calls.
-KERNELS = "(cuda_emulated or test_fused_conv) and not (gradcheck or opcheck or compile or same_bits)"
+# Gradcheck and the like are PyTorch's code, slow, and reach no kernel that others do not; "same bits" repeats calls;
+# work for a whole device is a choice between tiles that others run in.
+KERNELS = "(cuda_emulated or test_fused_conv) and not (gradcheck or opcheck or compile or same_bits or whole_device)"
 
 
 def command(selection: str, files: Iterable[str]) -> list[str]:
