@@ -93,13 +93,13 @@ def missing() -> str | None:
 def build(mode: str, root: Path) -> Path:
     """Compiles what is not up to date, in folders under ``root``, and returns the module's path."""
     kernels = dict.fromkeys(_kernels(), MODES[mode][0])
-    return _link(mode, root / mode, kernels, [*_runtime(mode, root), *_bindings(root)])
+    return _link(mode, root, root / mode, kernels, _bindings(root))
 
 
 def build_probes(mode: str, root: Path) -> Path:
     """The kernels of probes.cu on the runtime, as a library that :mod:`cuda_on_cpu.probes` opens."""
     kernels = {HERE / "probes.cu": f"{MODES[mode][0]} -I{CUDA}"}
-    return _link(mode, root / f"probes-{mode}", kernels, _runtime(mode, root))
+    return _link(mode, root, root / f"probes-{mode}", kernels)
 
 
 def build_planted(bug: PlantedBug, root: Path) -> Path:
@@ -125,11 +125,21 @@ def build_planted(bug: PlantedBug, root: Path) -> Path:
     base = build(bug.mode, root).parent
     sound = [base / f"{source.name}.o" for source in _kernels() if source.name != bug.unit]
     compiled = {folder / "csrc" / "cuda" / bug.unit: MODES[bug.mode][0]}
-    return _link(bug.mode, folder, compiled, [*sound, *_runtime(bug.mode, root), *_bindings(root)])
+    return _link(bug.mode, root, folder, compiled, [*sound, *_bindings(root)])
 
 
 def _kernels() -> list[Path]:
     return sorted(CUDA.glob("*.cu"))
+
+
+def _header(mode: str, root: Path) -> Path:
+    """A header with cuda_on_cpu.h and CUDA's own under it, compiled beforehand for kernels: ``<header>.gch``."""
+    header = root / f"header-{mode}" / "precompiled.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.exists():
+        header.write_text('#include "cuda_on_cpu.h"\n')
+    _ninja(header.parent, {header: MODES[mode][0]})
+    return header
 
 
 def _runtime(mode: str, root: Path) -> list[Path]:
@@ -148,14 +158,24 @@ def _objects(folder: Path, sources: Path, flags: str) -> list[Path]:
     return [folder / f"{source.name}.o" for source in compiled]
 
 
-def _link(mode: str, folder: Path, compiled: dict[Path, str], objects: Iterable[Path]) -> Path:
-    """Compiles sources with their flags, links them with finished objects, and returns the module's path."""
-    _ninja(folder, compiled, f"g++ -shared {_SANITIZER[mode]} $in -o $out", objects)
+def _link(mode: str, root: Path, folder: Path, kernels: dict[Path, str], objects: Iterable[Path] = ()) -> Path:
+    """Compiles kernels with their flags, links them with the runtime and finished objects: the module's path."""
+    link = f"g++ -shared {_SANITIZER[mode]} $in -o $out"
+    _ninja(folder, kernels, _header(mode, root), link, [*objects, *_runtime(mode, root)])
     return folder / "_cuda.so"
 
 
-def _ninja(folder: Path, compiled: dict[Path, str], link: str = "", objects: Iterable[Path] = ()) -> None:
-    """Compiles sources with their flags; ``link`` is the command that makes a module of them and finished objects."""
+def _ninja(
+    folder: Path,
+    compiled: dict[Path, str],
+    header: Path | None = None,
+    link: str = "",
+    objects: Iterable[Path] = (),
+) -> None:
+    """Compiles sources with their flags, those that begin with ``header`` faster where that is compiled already.
+
+    ``link`` is the command that makes a module of them and finished objects.
+    """
     import pybind11
     from ninja import BIN_DIR
     from ninja.ninja_syntax import Writer
@@ -168,9 +188,15 @@ def _ninja(folder: Path, compiled: dict[Path, str], link: str = "", objects: Ite
         with (folder / "build.ninja").open("w") as file:
             n = Writer(file, width=120)
             compiler = f"g++ {_COMMON} $flags {includes} -isystem {toolkit_include()}"
-            n.rule("compile", f"{compiler} -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d", deps="gcc")
+            for rule, language in (("compile", "c++"), ("compile-header", "c++-header")):
+                command_line = f"{compiler} -MMD -MF $out.d -x {language} -c $in -o $out"
+                n.rule(rule, command_line, depfile="$out.d", deps="gcc")
             for source, flags in compiled.items():
-                n.build([f"{source.name}.o"], "compile", [str(source)], variables={"flags": flags})
+                rule, suffix = ("compile-header", "gch") if source.suffix == ".h" else ("compile", "o")
+                outputs, before = [f"{source.name}.{suffix}"], []
+                if header:  # which hides from the compiler's list what it includes
+                    flags, before = f"{flags} -include {header}", [f"{header}.gch"]
+                n.build(outputs, rule, [str(source)], implicit=before, variables={"flags": flags})
             if link:
                 n.rule("link", link)  # an inline function in both is that of the first, which a sanitizer sees
                 n.build(["_cuda.so"], "link", [*(f"{source.name}.o" for source in compiled), *map(str, objects)])
