@@ -143,7 +143,7 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
                 quick = "-O2" if kernel in PASSES or isa == "baseline" else ""
                 compile_unit(f"{isa}/{kernel}", kernel, f"{flags} {quick}")
         without_amx = "" if "amx" in targets else "-DFUSED_RESNET_WITHOUT_AMX"
-        for unit in ("isa", "workspace", "tensor_memory", "prepared_convs", "bindings"):
+        for unit in ("isa", "workspace", "tensor_memory", "prepared_convs", "training_block", "bindings"):
             compile_unit(unit, unit, f"{includes} {without_amx}")
         n.build([str(target)], "link", objects)
 

@@ -13,6 +13,7 @@
 #include "isa.h"
 #include "prepared_convs.h"
 #include "tensor_memory.h"
+#include "training_block.h"
 #include "workspace.h"
 
 namespace py = pybind11;
@@ -33,6 +34,10 @@ using Conv = std::tuple<int, int, Shape, Strides, int>;                    // dt
 using Gradient = std::tuple<Address, Address, Address, Address, Address>;  // the fields of ConvGradient
 // conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint: the fields of PreparedLayer
 using Layer = std::tuple<Conv, Act, Address, Address, Address, Norm, Pool, int, int, uint64_t>;
+using Running = std::tuple<Address, Address, Address, double>;  // the fields of RunningStatistics
+// conv, weight_gradient, activation, weight, bn_weight, bn_bias, eps, running, x: the fields of TrainingLayer
+using TrainedLayer = std::tuple<Conv, int, Act, Address, Address, Address, double, Running, int>;
+using Addresses = std::vector<Address>;
 
 void* pointer(Address address) {
   return reinterpret_cast<void*>(address);
@@ -60,7 +65,7 @@ ConvArgs conv_args(const Conv& c) {
 
 ConvGradient conv_gradient(const Gradient& g) {
   const auto [g_y, y, y_mean, g_mean, g_var] = g;
-  return {pointer(g_y), pointer(y), pointer(y_mean), pointer(g_mean), pointer(g_var)};
+  return {pointer(g_y), pointer(y), pointer(y_mean), pointer(g_mean), pointer(g_var), {}};
 }
 
 void bn_add_act(int dtype, const Act& act, const View& view, int threads, Address x, const Norm& bn, Address residual,
@@ -74,8 +79,8 @@ void bn_add_act_backward(int dtype, const Act& act, const View& view, int thread
                          Address g_residual, Address g_residual_bn) {
   active_kernels().bn_add_act_backward({DType(dtype), activation(act), unpack<ChannelView>(view), threads,
                                         pointer(g_out), pointer(x), batch_norm(bn), pointer(residual),
-                                        batch_norm(residual_bn), pointer(g_x), pointer(g_bn), pointer(g_residual),
-                                        pointer(g_residual_bn)});
+                                        batch_norm(residual_bn), nullptr, pointer(g_x), pointer(g_bn),
+                                        pointer(g_residual), pointer(g_residual_bn)});
 }
 
 void bn_act_max_pool(int dtype, const Act& act, const Pool& shape, int threads, Address x, const Norm& bn, Address out,
@@ -108,7 +113,7 @@ void conv_forward(const Conv& conv, const Act& act, Address x, const Norm& bn, A
 void conv_dgrad(const Conv& conv, const Act& act, const Gradient& g, Address x, const Norm& bn, Address weight,
                 Address g_x, Address g_bn) {
   active_kernels().conv_dgrad({conv_args(conv), activation(act), conv_gradient(g), pointer(x), batch_norm(bn),
-                               pointer(weight), pointer(g_x), pointer(g_bn)});
+                               pointer(weight), nullptr, pointer(g_x), pointer(g_bn)});
 }
 
 void conv_wgrad(const Conv& conv, const Act& act, const Gradient& g, Address x, const Norm& bn, Address g_weight) {
@@ -138,10 +143,44 @@ PreparedConvs prepared_convs(size_t given, const std::vector<Layer>& layers) {
   return {given, std::move(prepared)};
 }
 
-bool run_prepared(const PreparedConvs& convs, const std::vector<Address>& given, Address out) {
+bool run_prepared(const PreparedConvs& convs, const Addresses& given, Address out) {
   std::vector<const void*> values;
   for (const Address address : given) values.push_back(pointer(address));
   return convs.run(values, pointer(out));
+}
+
+TrainingBlock training_block(const std::vector<TrainedLayer>& layers, int residual) {
+  std::vector<TrainingLayer> made;
+  for (const auto& [conv, weight_gradient, act, weight, bn_weight, bn_bias, eps, running, x] : layers) {
+    const auto [mean, var, batches, momentum] = running;
+    made.push_back({conv_args(conv),
+                    ConvAlgorithm(weight_gradient),
+                    activation(act),
+                    pointer(weight),
+                    pointer(bn_weight),
+                    pointer(bn_bias),
+                    eps,
+                    {pointer(mean), pointer(var), static_cast<int64_t*>(pointer(batches)), momentum},
+                    x});
+  }
+  return {std::move(made), residual};
+}
+
+std::vector<void*> pointers(const Addresses& addresses) {
+  std::vector<void*> made;
+  for (const Address address : addresses) made.push_back(pointer(address));
+  return made;
+}
+
+void forward_block(const TrainingBlock& block, Address x, const Addresses& raw, Address statistics, Address out) {
+  block.forward({pointer(x), pointers(raw), static_cast<char*>(pointer(statistics))}, pointer(out));
+}
+
+void backward_block(const TrainingBlock& block, Address g_out, Address x, const Addresses& raw, Address statistics,
+                    Address memory, Address g_x, const Addresses& g_weight, Address g_bn) {
+  block.backward(pointer(g_out), {pointer(x), pointers(raw), static_cast<char*>(pointer(statistics))},
+                 static_cast<char*>(pointer(memory)),
+                 {pointer(g_x), pointers(g_weight), static_cast<char*>(pointer(g_bn))});
 }
 
 double multiply_add_peak(int dtype, int threads, double seconds) {
@@ -173,6 +212,12 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<PreparedConvs>(m, "PreparedConvs", "Convolutions one after another, ready to be called again and again.")
       .def(py::init(&prepared_convs), py::arg("given"), py::arg("layers"))
       .def("run", &run_prepared, release, "False, with nothing done, where a filter has changed since it was packed.");
+  py::class_<TrainingBlock>(m, "TrainingBlock", "A residual block in training, ready to be called again and again.")
+      .def(py::init(&training_block), py::arg("layers"), py::arg("residual"))
+      .def("forward", &forward_block, release)
+      .def("backward", &backward_block, release)
+      .def_property_readonly("is_current", &TrainingBlock::is_current, "Whether the instruction set is the same still.")
+      .def_property_readonly("backward_bytes", &TrainingBlock::backward_bytes);
   m.def("multiply_add_peak", &multiply_add_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), release,
         "Floating-point operations a second that this many threads can do at most, as measured.");
   m.def("workspace_bytes", &workspace_bytes, "Working memory that convolutions hold for the calling thread.");

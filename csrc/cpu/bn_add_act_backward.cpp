@@ -14,7 +14,8 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
   const auto* g_out = static_cast<const T*>(a.g_out);
   const auto* x = static_cast<const T*>(a.x);
   const auto* residual = static_cast<const T*>(a.residual);
-  const Output<T> g_x(a.g_x, a.view), g_residual(a.g_residual, a.view);
+  const bool writes_p = a.p != nullptr;
+  const Output<T> g_x(writes_p ? a.p : a.g_x, a.view), g_residual(a.g_residual, a.view);
   const S slope = static_cast<S>(a.activation.negative_slope);
   const int threads = threads_for(a.view.elements(), a.threads);
   const Norm<S> norm(a.view.channels, a.bn), residual_norm(a.view.channels, a.residual_bn);
@@ -35,10 +36,10 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
         const Vector<S> p = tile.load(g_out) * activate_derivative<A>(z, slope);
         sum_p += p;
         sum_px += p * (value - bn.mean);
-        g_x.store(tile, p * bn.scale);
+        g_x.store(tile, writes_p ? p : p * bn.scale);
         if constexpr (kResidual) {
           sum_pr += p * (r - residual_bn.mean);
-          g_residual.store(tile, p * residual_bn.scale);
+          if (!writes_p) g_residual.store(tile, p * residual_bn.scale);
         }
       });
       s.add(part, c, sum_p);

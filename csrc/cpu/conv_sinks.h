@@ -38,10 +38,12 @@ class TensorSink : public Sink<Accumulate<T>>, public PieceSink<Accumulate<T>> {
  public:
   using S = Accumulate<T>;
 
-  TensorSink(int64_t pixels, int64_t channels, void* out)
+  // keeps_out: finish() reads what stands in `out` before.
+  TensorSink(int64_t pixels, int64_t channels, void* out, bool keeps_out = false)
       : channels_(channels),
         out_(out, {pixels, channels, 1}),
-        is_direct_(std::is_same_v<T, S> && !out_.is_streamed() && channels * sizeof(S) % kAliasedBytes != 0),
+        is_direct_(std::is_same_v<T, S> && !keeps_out && !out_.is_streamed() &&
+                   channels * sizeof(S) % kAliasedBytes != 0),
         stride_(is_direct_ ? channels : round_up(channels, 16) + 16) {}
 
   void start(int threads, int64_t pixels) override {
@@ -195,15 +197,17 @@ class ForwardSink final : public TensorSink<T> {
   std::vector<std::unique_ptr<PieceMoments<S>>> piece_sums_;
 };
 
-// From dgrad's g_u to g_x: act' and the batch norm's scale, and the two channel sums.
+// From dgrad's g_u to g_x: act' and the batch norm's scale, the addend, and the two channel sums.
 template <class T, Activation A>
 class DgradSink final : public TensorSink<T> {
  public:
   using S = Accumulate<T>;
 
   DgradSink(const ConvDgradArgs& a, int threads)
-      : TensorSink<T>(a.conv.shape.batch * a.conv.shape.height * a.conv.shape.width, a.conv.shape.channels, a.g_x),
+      : TensorSink<T>(a.conv.shape.batch * a.conv.shape.height * a.conv.shape.width, a.conv.shape.channels, a.g_x,
+                      a.addend == a.g_x),
         x_(static_cast<const T*>(a.x)),
+        addend_(static_cast<const T*>(a.addend)),
         is_plain_(A == Activation::identity && !a.bn.mean),
         slope_(static_cast<S>(a.activation.negative_slope)),
         norm_(a.conv.shape.channels, a.bn),
@@ -211,7 +215,11 @@ class DgradSink final : public TensorSink<T> {
         t_({1, a.conv.shape.channels, 1}, threads) {}
 
   void finish(int thread, S* rows, int64_t pixel, int64_t count) override {
-    if (is_plain_) return this->pass_on(rows, pixel, count);
+    if (is_plain_ && !addend_) return this->pass_on(rows, pixel, count);
+    if (is_plain_)
+      return this->visit(pixel, count, [&](const auto& group) {
+        group.each([&](const auto& tile) { store(tile, this->written(rows, pixel, tile)); });
+      });
     for (int64_t done = 0; done < count; done += ChannelsLast::kRows)
       finish_block(thread, rows, pixel, done, std::min(done + ChannelsLast::kRows, count));
   }
@@ -219,8 +227,7 @@ class DgradSink final : public TensorSink<T> {
   void finish(int thread, const Piece<S>& piece) override {
     this->visit_columns(piece, [&](int64_t column, const auto& columns) {
       if (is_plain_)
-        return this->visit_rows(piece, column, columns,
-                                [&](Vector<S> g, const auto& tile, auto) { this->out_.store(tile, g); });
+        return this->visit_rows(piece, column, columns, [&](Vector<S> g, const auto& tile, auto) { store(tile, g); });
       NormVector<S> bn[2];
       columns.each([&](const auto& tile, auto j) { bn[j] = norm_.channels_from(tile.channel); });
       Vector<S> sum_p[2] = {}, sum_px[2] = {};
@@ -228,7 +235,7 @@ class DgradSink final : public TensorSink<T> {
         const Vector<S> x = tile.load(x_), p = g * activate_derivative<A>(bn[j](x), slope_);
         sum_p[j] += p;
         sum_px[j] += p * (x - bn[j].mean);
-        this->out_.store(tile, p * bn[j].scale);
+        store(tile, p * bn[j].scale);
       });
       columns.each([&](const auto& tile, auto j) {
         s_.add(thread, tile.channel, sum_p[j]);
@@ -244,7 +251,8 @@ class DgradSink final : public TensorSink<T> {
   }
 
   void announce(int64_t pixel, int64_t count, Ahead& ahead) const override {
-    if (!is_plain_) ahead.add(x_ + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
+    for (const T* input : {is_plain_ ? nullptr : x_, addend_})
+      if (input) ahead.add(input + pixel * this->channels_, count * this->channels_ * static_cast<int64_t>(sizeof(T)));
   }
 
   void gradients(const BatchNormArgs& bn, void* g_bn) const {
@@ -262,7 +270,7 @@ class DgradSink final : public TensorSink<T> {
         const Vector<S> p = g * activate_derivative<A>(bn(x), slope_);
         sum_p += p;
         sum_px += p * (x - bn.mean);
-        this->out_.store(tile, p * bn.scale);
+        store(tile, p * bn.scale);
       });
       s_.add(thread, group.channel(), sum_p);
       t_.add(thread, group.channel(), sum_px);
@@ -271,7 +279,12 @@ class DgradSink final : public TensorSink<T> {
     t_.flush(thread, 0);
   }
 
-  const T* x_;
+  template <class Tile>
+  void store(const Tile& tile, Vector<S> g) const {
+    this->out_.store(tile, addend_ ? g + tile.load(addend_) : g);
+  }
+
+  const T *x_, *addend_;
   bool is_plain_;
   S slope_;
   Norm<S> norm_;

@@ -136,13 +136,21 @@ void with_gradient(const ConvGradient& g, int64_t pixels, int64_t channels, cons
     }
     return;
   }
-  const Norm<S> norm = statistics_gradient<S>(pixels, channels, g.y_mean, g.g_mean, g.g_var);
+  const Norm<S> norm = statistics_gradient<S>(pixels, channels, g.y_mean, g.g_mean, g.g_var), bn(channels, g.bn);
   const auto value = [&norm, g_y, y](int64_t channel) {
     return [share = norm.channels_from(channel), g_y, y](const auto& tile) {
       return tile.load(g_y) + share(tile.load(y));
     };
   };
-  f(MappedSource<T, decltype(value)>(channels, value, g_y, y));
+  const auto scaled = [&norm, &bn, g_y, y](int64_t channel) {
+    return [share = norm.channels_from(channel), scale = bn.channels_from(channel).scale, g_y, y](const auto& tile) {
+      return tile.load(g_y) * scale + share(tile.load(y));
+    };
+  };
+  if (g.bn.mean)
+    f(MappedSource<T, decltype(scaled)>(channels, scaled, g_y, y));
+  else
+    f(MappedSource<T, decltype(value)>(channels, value, g_y, y));
 }
 
 }  // namespace FUSED_RESNET_TARGET

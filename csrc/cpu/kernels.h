@@ -21,7 +21,7 @@ struct BnAddActArgs {
 };
 
 // With p = g_out act'(norm(x) + residual_norm(residual)): the gradients of x and residual, and those of (mean, var,
-// weight, bias) of either batch norm.
+// weight, bias) of either batch norm. Where p is asked for, it is written instead of the former.
 struct BnAddActBackwardArgs {
   DType dtype;
   ActivationArgs activation;
@@ -32,6 +32,7 @@ struct BnAddActBackwardArgs {
   BatchNormArgs bn;
   const void* residual;  // [outer, C, inner] or null
   BatchNormArgs residual_bn;
+  void* p;              // [outer, C, inner] or null
   void* g_x;            // [outer, C, inner]
   void* g_bn;           // [4, C] or null
   void* g_residual;     // [outer, C, inner], null where there is no residual
@@ -102,16 +103,18 @@ struct ConvForwardArgs {
   void* var;           // [K]
 };
 
-// g = g_y + g_mean / m + 2 g_var (y - y_mean) / m; g_mean null: g_y alone.
+// g = scale g_y + g_mean / m + 2 g_var (y - y_mean) / m; g_mean null: g_y alone.
 struct ConvGradient {
   const void* g_y;     // [N, OH, OW, K]
   const void* y;       // [N, OH, OW, K]
   const void* y_mean;  // [K]
   const void* g_mean;  // [K]
   const void* g_var;   // [K]
+  BatchNormArgs bn;    // of y, whose scale, weight / sqrt(var + eps), is to be taken; without a mean it is 1
 };
 
-// With p = dgrad(g, weight) act'(norm(x)): the gradients of x and of (mean, var, weight, bias) of its batch norm.
+// With p = dgrad(g, weight) act'(norm(x)): the gradients of x and of (mean, var, weight, bias) of its batch norm. Where
+// x is read by others too, the sum of their gradients comes in as `addend`.
 struct ConvDgradArgs {
   ConvArgs conv;
   ActivationArgs activation;
@@ -119,6 +122,7 @@ struct ConvDgradArgs {
   const void* x;  // [N, H, W, C]
   BatchNormArgs bn;
   const void* weight;  // [K, C / groups, R, S]
+  const void* addend;  // [N, H, W, C], part of g_x, or null; may be g_x itself
   void* g_x;           // [N, H, W, C]
   void* g_bn;          // [4, C] or null
 };

@@ -4,47 +4,10 @@
 #include <cstring>
 
 #include "isa.h"
+#include "places.h"
 #include "workspace.h"
 
 namespace fused_resnet {
-
-namespace {
-
-size_t bytes_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return 4;
-    case DType::float64: return 8;
-    case DType::bfloat16:
-    case DType::float16: return 2;
-  }
-  return 0;
-}
-
-// Room for an image [pixels, channels]; not whole pages, for images that are read and written together not to share the
-// sets of the caches.
-size_t room(DType dtype, int64_t pixels, int64_t channels) {
-  constexpr size_t kLine = 64, kSkew = 17 * kLine;
-  return (static_cast<size_t>(pixels * channels) * bytes_of(dtype) + kLine - 1) / kLine * kLine + kSkew;
-}
-
-// Memory that is needed up to some layer.
-struct Region {
-  size_t begin, end, last_layer;
-};
-
-// The first place for so many bytes among the regions that layer `now` still needs.
-size_t place(std::vector<Region>& regions, size_t bytes, size_t now, size_t last_layer) {
-  regions.erase(
-      std::remove_if(regions.begin(), regions.end(), [now](const Region& region) { return region.last_layer < now; }),
-      regions.end());
-  size_t begin = 0;
-  auto at = regions.begin();  // in the order of their addresses
-  for (; at != regions.end() && at->begin < begin + bytes; ++at) begin = at->end;
-  regions.insert(at, {begin, begin + bytes, last_layer});
-  return begin;
-}
-
-}  // namespace
 
 uint64_t filter_fingerprint(const ConvArgs& conv, const void* weight) {
   constexpr size_t kSamples = 16;
@@ -76,20 +39,20 @@ void PreparedConvs::lay_out() {
   for (size_t i = 0; i < layers_.size(); ++i)
     for (const int value : {layers_[i].x, layers_[i].residual})
       if (value >= 0) last_readers.at(static_cast<size_t>(value)) = i;
-  std::vector<Region> regions;
+  Places places;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const ConvArgs& conv = layers_[i].args.conv;
     const PoolShape& pool = layers_[i].pool;
-    const size_t conv_bytes =
-        room(conv.dtype, conv.shape.batch * conv.shape.out_height * conv.shape.out_width, conv.shape.out_channels);
-    const size_t pool_bytes = room(conv.dtype, pool.batch * pool.out_height * pool.out_width, pool.channels);
+    const int64_t pixels = conv.shape.batch * conv.shape.out_height * conv.shape.out_width;
     const bool pools = pool.kernel_h > 0, is_last = i + 1 == layers_.size();  // whose output is the caller's
     Place to{0, 0};
-    if (pools) to.before_pool = place(regions, conv_bytes, i, i);
-    if (!is_last) to.out = place(regions, pools ? pool_bytes : conv_bytes, i, last_readers[given_ + i]);
+    if (pools) to.before_pool = places.add(conv.dtype, pixels, conv.shape.out_channels, i, i);
+    if (!is_last)
+      to.out = places.add(conv.dtype, pools ? pool.batch * pool.out_height * pool.out_width : pixels,
+                          conv.shape.out_channels, i, last_readers[given_ + i]);
     places_.push_back(to);
-    for (const Region& region : regions) bytes_ = std::max(bytes_, region.end);
   }
+  bytes_ = places.bytes();
 }
 
 bool PreparedConvs::run(const std::vector<const void*>& given, void* out) const {

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import PreparedLayer
+from .arguments import PreparedLayer, TrainedLayer
 
 __all__ = [
     "Backend",
@@ -29,6 +29,7 @@ __all__ = [
     "empty_cache",
     "fallbacks",
     "prepare_convs",
+    "prepare_training",
     "register",
     "requested_backend",
     "use_backend",
@@ -123,15 +124,28 @@ def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> Callable[..., 
     It takes the values that are given, so many, and returns the last layer's output. None where the backend
     has nothing to prepare, or lacks a layer.
     """
+    call: Callable[..., Any] | None = _prepare("prepare_convs", "conv_bn_add_act", layers, given, layers)
+    return call
+
+
+def prepare_training(layers: Sequence[TrainedLayer], residual: int | None) -> Any:
+    """These layers of bn_act_conv, and bn_add_act behind them, as one object with ``forward`` and ``backward``.
+
+    See :class:`.cpu.training_block.TrainingBlock`. ``residual`` is the number of the value that is added, if any. None
+    where the backend has nothing to prepare, or lacks a layer.
+    """
+    return _prepare("prepare_training", "bn_act_conv", layers, layers, residual)
+
+
+def _prepare(function: str, op: str, layers: Sequence[PreparedLayer | TrainedLayer], *args: Any) -> Any:
     device = layers[0].x.device.type
     name = requested_backend() or _default(device)
-    prepare = getattr(_module(name), "prepare_convs", None)
+    prepare = getattr(_module(name), function, None)
     if prepare is None or device not in backends()[name].devices:
         return None
-    if any(_module(name).unsupported("conv_bn_add_act", a.x, a.weight, a.conv) for a in layers):
+    if any(_module(name).unsupported(op, a.x, a.weight, a.conv) for a in layers):
         return None
-    call: Callable[..., Any] | None = prepare(given, layers)
-    return call
+    return prepare(*args)
 
 
 def empty_cache() -> None:

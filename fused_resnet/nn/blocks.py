@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import prepared, reference
+from . import prepared, reference, trained
 from .chain import chain, chain_runs, is_chain, run_length
 from .deferred import Deferred, add_act, conv_bn_act, conv_bn_add_act, materialise, norm
 from .fused_module import FusedModule
@@ -84,8 +85,10 @@ class FusedBlock(FusedConvs):
         if self.runs_stock(x):
             return super().forward(x)
         x = checks.channels_last(x)
-        if (layers := self.prepared_layers()) is not None and (out := prepared.run(self, layers, x)) is not None:
-            return out
+        if (layers := self.prepared_layers()) is not None:
+            out = (trained if torch.is_grad_enabled() else prepared).run(self, layers, x)
+            if out is not None:
+                return out
         pairs = [(getattr(self, conv), getattr(self, bn)) for conv, bn in self._convs]
         y: Tensor | Deferred = x
         for conv, bn in pairs[:-1]:

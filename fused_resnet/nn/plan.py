@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..backends.arguments import Activation
 from ..ops import checks
+from . import prepared, trained
 from .deferred import Deferred, add_act, conv, conv_bn, conv_bn_act, conv_bn_add_act, defer, materialise, max_pool, norm
 from .recognise import (
     activation_reason,
@@ -215,6 +216,11 @@ class Plan:
 
     def run(self, root: nn.Module, args: Sequence[Any]) -> Any:
         """What the forward of ``root`` returns."""
+        if not prepared.is_watched() and (layers := self._block(root)) is not None:
+            x = checks.channels_last(args[0])
+            out = (trained if torch.is_grad_enabled() else prepared).run(root, layers, x)
+            if out is not None:
+                return out
         values: Values = [None] * self.size
         for i, arg in enumerate(args):
             values[i] = checks.channels_last(arg) if i in self.channels_last else arg
@@ -223,6 +229,23 @@ class Plan:
             for i in step.free:
                 values[i] = None
         return _filled(self.output, values)
+
+    def _block(self, root: nn.Module) -> list[prepared.Layer] | None:
+        """The steps as the layers of one residual block, which can run as one call; None where they are not."""
+        if self.given.count(True) != 1 or not self.given[0]:
+            return None
+        numbers, layers = {0: 0}, []  # of the block's values, by those of the plan
+        for step in self.steps:
+            is_last = step is self.steps[-1]
+            if not isinstance(step, ConvStep) or step.bn is None or step.pool is not None:
+                return None
+            if step.keep_deferred is is_last or (step.residual is not None and not is_last):
+                return None
+            bn, act = _norm_and_activation(root, step.bn, step.act)
+            residual = None if step.residual is None else numbers[step.residual]
+            layers.append(prepared.Layer(at(root, step.conv), bn, act, numbers[step.x], residual))
+            numbers[step.out] = len(layers)
+        return layers if self.output == Ref(self.steps[-1].out) else None
 
 
 def at(root: nn.Module, path: Path) -> Any:

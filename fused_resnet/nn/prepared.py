@@ -29,7 +29,7 @@ from ..ops.conv_bn_add_act import check
 from .batch_norm import uses_batch_statistics
 from .recognise import activation_of
 
-__all__ = ["Layer", "is_observed", "run"]
+__all__ = ["Layer", "is_observed", "is_watched", "run", "settings", "vectors"]
 
 
 class Layer(NamedTuple):
@@ -78,10 +78,14 @@ def run(owner: nn.Module, layers: Sequence[Layer], *given: Tensor) -> Tensor | N
 
 
 def is_observed() -> bool:
-    """Whether anything could see an op, or make it more than its kernel."""
+    """Whether anything could see an op, or make it more than its kernel; gradients are enough."""
+    return torch.is_grad_enabled() or is_watched()
+
+
+def is_watched() -> bool:
+    """The same of all but gradients."""
     return (
         torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
         or torch.autograd._profiler_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_function_stack() > 0
@@ -91,14 +95,19 @@ def is_observed() -> bool:
     )
 
 
-def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] | None:
-    """All that a prepared call rests on, to be compared; None where it is nothing that can be prepared."""
-    state = [
+def settings() -> tuple[Any, ...]:
+    """Of the process, what the choice of kernels rests on."""
+    return (
         get_float32_conv_precision(),
         torch.get_num_threads(),
         backends.requested_backend(),
         os.environ.get("FUSED_RESNET_CONV"),
-    ]
+    )
+
+
+def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """All that a prepared call rests on, to be compared; None where it is nothing that can be prepared."""
+    state = list(settings())
     for t in given:
         state += (t.shape, t.dtype)
     for conv, bn, activation, x, residual, pool in layers:
@@ -109,7 +118,7 @@ def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] 
         state += (conv.stride, conv.padding, conv.dilation, conv.groups, bn.eps)
         if pool is not None:
             state += (pool.kernel_size, pool.stride, pool.padding)
-        for t in (weight, bias, *_vectors(bn)):
+        for t in (weight, bias, *vectors(bn)):
             if t is None:
                 state.append(None)
             elif type(t) is Tensor or type(t) is nn.Parameter:
@@ -119,7 +128,7 @@ def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] 
     return tuple(state)
 
 
-def _vectors(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+def vectors(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
     """Mean, var, weight and bias, each [K] or None, without the detour by ``nn.Module.__getattr__``."""
     parameters, buffers = bn._parameters, bn._buffers
     affine = parameters if "weight" in parameters else buffers  # FrozenBatchNorm2d has buffers alone
@@ -131,10 +140,13 @@ def _prepare(layers: Sequence[Layer], given: Sequence[Tensor], state: tuple[Any,
     values, tensors = list(given), []
     steps: list[PreparedLayer] = []
     for conv, norm, act, x, residual, max_pool in layers:
-        bn, activation = BatchNorm(*(*_vectors(norm), norm.eps)), activation_of(act)
+        bn, activation = BatchNorm(*(*vectors(norm), norm.eps)), activation_of(act)
         geometry = Conv(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+        shape = check(values[x], conv.weight, conv.bias, bn, None, activation, geometry)
         addend = None if residual is None else values[residual]
-        shape = check(values[x], conv.weight, conv.bias, bn, addend, activation, geometry)
+        if addend is not None and addend.shape != shape:
+            return None  # an error, or broadcast
+        checks.check_residual(addend, shape, values[x])
         out, pool = values[x].new_empty(()).expand(shape), None  # something of its shape and type
         if max_pool is not None:
             pool = MaxPool(*(checks.pair(getattr(max_pool, name), name) for name in MaxPool._fields))

@@ -36,7 +36,7 @@ MODES = {
 }
 COMMON = "-std=c++17 -fno-math-errno -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
 # Of the units of csrc/cpu those that are not for one instruction set and not without Python.
-OTHER_UNITS = ("bindings", "isa", "prepared_convs", "tensor_memory", "workspace")
+OTHER_UNITS = ("bindings", "isa", "prepared_convs", "tensor_memory", "training_block", "workspace")
 # The types and activations that a build of few types leaves out of dispatch.h.
 LEFT_OUT = ("float64", "float16", "leaky_relu", "relu6", "hardswish", "gelu")
 # A source file, a text that it has once, and what stands there instead.

@@ -77,13 +77,15 @@ void check_bn_add_act(DType dtype, const ActivationArgs& activation, const Chann
         {dtype, activation, view, threads, x.data(), bn.args(), residual.data(), residual_bn.args(), out.data()});
     return Outputs{out};
   });
-  compare("bn_add_act_backward", dtype, tolerance(dtype), [&](const Kernels& kernels, int threads) {
-    Tensor g_x(dtype, view.elements()), g_residual(dtype, view.elements());
-    Tensor g_bn(wide(dtype), 4 * view.channels), g_residual_bn(wide(dtype), 4 * view.channels);
-    kernels.bn_add_act_backward({dtype, activation, view, threads, g.data(), x.data(), bn.args(), residual.data(),
-                                 residual_bn.args(), g_x.data(), g_bn.data(), g_residual.data(), g_residual_bn.data()});
-    return Outputs{g_x, g_bn, g_residual, g_residual_bn};
-  });
+  for (const bool writes_p : {false, true})
+    compare("bn_add_act_backward", dtype, tolerance(dtype), [&](const Kernels& kernels, int threads) {
+      Tensor p(dtype, view.elements()), g_x(dtype, view.elements()), g_residual(dtype, view.elements());
+      Tensor g_bn(wide(dtype), 4 * view.channels), g_residual_bn(wide(dtype), 4 * view.channels);
+      kernels.bn_add_act_backward({dtype, activation, view, threads, g.data(), x.data(), bn.args(), residual.data(),
+                                   residual_bn.args(), writes_p ? p.data() : nullptr, g_x.data(), g_bn.data(),
+                                   g_residual.data(), g_residual_bn.data()});
+      return Outputs{p, g_x, g_bn, g_residual, g_residual_bn};
+    });
 }
 
 void check_max_pool(DType dtype, const ActivationArgs& activation) {
@@ -117,7 +119,9 @@ void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& 
   Tensor x = Tensor::random(dtype, in), weight = Tensor::random(wide(dtype), filter);
   Tensor g = Tensor::random(dtype, out), y = Tensor::random(dtype, out), residual = Tensor::random(dtype, out);
   Norms bn(dtype, s.channels), out_bn(dtype, s.out_channels), gradient(dtype, s.out_channels);
-  const ConvGradient g_y{g.data(), y.data(), gradient.mean.data(), gradient.weight.data(), gradient.bias.data()};
+  const ConvGradient g_y{g.data(), y.data(), gradient.mean.data(), gradient.weight.data(), gradient.bias.data(), {}};
+  ConvGradient g_p = g_y;
+  g_p.bn = out_bn.args();
   const bool in_parts = algorithm >= ConvAlgorithm::bf16x1;
   const auto conv = [&](const Kernels& kernels, int threads) {
     const bool is_wanted = in_parts && &kernels == &baseline::kernels();  // floats whole
@@ -131,15 +135,18 @@ void check_conv(DType dtype, const ActivationArgs& activation, const ConvShape& 
                           result.data(), mean.data(), var.data()});
     return Outputs{result, mean, var};
   });
-  compare("conv_dgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
-    Tensor g_x(dtype, in), g_bn(wide(dtype), 4 * s.channels);
-    kernels.conv_dgrad(
-        {conv(kernels, threads), activation, g_y, x.data(), bn.args(), weight.data(), g_x.data(), g_bn.data()});
-    return Outputs{g_x, g_bn};
-  });
+  const Tensor addend = Tensor::random(dtype, in);
+  for (const bool adds : {false, true})
+    compare(adds ? "conv_dgrad, scaled and added in place" : "conv_dgrad", dtype, allowed,
+            [&](const Kernels& kernels, int threads) {
+              Tensor g_x = adds ? addend : Tensor(dtype, in), g_bn(wide(dtype), 4 * s.channels);
+              kernels.conv_dgrad({conv(kernels, threads), activation, adds ? g_p : g_y, x.data(), bn.args(),
+                                  weight.data(), adds ? g_x.data() : nullptr, g_x.data(), g_bn.data()});
+              return Outputs{g_x, g_bn};
+            });
   compare("conv_wgrad", dtype, allowed, [&](const Kernels& kernels, int threads) {
     Tensor g_weight(wide(dtype), filter);
-    kernels.conv_wgrad({conv(kernels, threads), activation, g_y, x.data(), bn.args(), g_weight.data()});
+    kernels.conv_wgrad({conv(kernels, threads), activation, g_p, x.data(), bn.args(), g_weight.data()});
     return Outputs{g_weight};
   });
   compare("conv_bn_add_act", dtype, allowed, [&](const Kernels& kernels, int threads) {

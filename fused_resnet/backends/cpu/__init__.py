@@ -18,6 +18,7 @@ from .conv_algorithm import conv_algorithm
 from .conv_bn_add_act import conv_bn_add_act
 from .memory import connect_profiler, empty_cache, free_workspace, tensor_memory, workspace_bytes
 from .prepared_convs import prepare_convs
+from .training_block import prepare_training
 
 __all__ = [
     "bn_act_conv",
@@ -32,6 +33,7 @@ __all__ = [
     "free_workspace",
     "isa",
     "prepare_convs",
+    "prepare_training",
     "set_isa",
     "supported_isas",
     "tensor_memory",
