@@ -133,13 +133,10 @@ def _kernels() -> list[Path]:
 
 
 def _header(mode: str, root: Path) -> Path:
-    """A header with cuda_on_cpu.h and CUDA's own under it, compiled beforehand for kernels: ``<header>.gch``."""
-    header = root / f"header-{mode}" / "precompiled.h"
-    header.parent.mkdir(parents=True, exist_ok=True)
-    if not header.exists():
-        header.write_text('#include "cuda_on_cpu.h"\n')
-    _ninja(header.parent, {header: MODES[mode][0]})
-    return header
+    """precompiled.h, compiled beforehand for a mode's kernels."""
+    folder = root / f"header-{mode}"
+    _ninja(folder, {HERE / "precompiled.h": MODES[mode][0]})
+    return folder / "precompiled.h.gch"
 
 
 def _runtime(mode: str, root: Path) -> list[Path]:
@@ -172,7 +169,7 @@ def _ninja(
     link: str = "",
     objects: Iterable[Path] = (),
 ) -> None:
-    """Compiles sources with their flags, those that begin with ``header`` faster where that is compiled already.
+    """Compiles sources with their flags, kernels faster with a compiled ``header`` that they begin with.
 
     ``link`` is the command that makes a module of them and finished objects.
     """
@@ -195,7 +192,7 @@ def _ninja(
                 rule, suffix = ("compile-header", "gch") if source.suffix == ".h" else ("compile", "o")
                 outputs, before = [f"{source.name}.{suffix}"], []
                 if header:  # which hides from the compiler's list what it includes
-                    flags, before = f"{flags} -include {header}", [f"{header}.gch"]
+                    flags, before = f"-I{header.parent} -include {header.stem} {flags}", [str(header)]
                 n.build(outputs, rule, [str(source)], implicit=before, variables={"flags": flags})
             if link:
                 n.rule("link", link)  # an inline function in both is that of the first, which a sanitizer sees
