@@ -139,7 +139,11 @@ def write_cpu_ninja_file(path: Path, target: Path) -> None:
             targets.pop("amx", None)
         for isa, (vector_bytes, options) in targets.items():
             flags = f"-DFUSED_RESNET_TARGET={isa} -DFUSED_RESNET_VECTOR_BYTES={vector_bytes} {options}"
-            for kernel in KERNELS:
+            kernels = KERNELS
+            if isa == "amx":
+                flags += " -DFUSED_RESNET_PASSES=avx512"
+                kernels = tuple(kernel for kernel in KERNELS if kernel not in PASSES)
+            for kernel in kernels:
                 quick = "-O2" if kernel in PASSES or isa == "baseline" else ""
                 compile_unit(f"{isa}/{kernel}", kernel, f"{flags} {quick}")
         without_amx = "" if "amx" in targets else "-DFUSED_RESNET_WITHOUT_AMX"

@@ -8,7 +8,7 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-template <class T, Activation A, class Layout, bool kResidual>
+template <class T, Activation A, class Layout>
 void bn_add_act_kernel(const BnAddActArgs& a) {
   using S = Accumulate<T>;
   const auto* x = static_cast<const T*>(a.x);
@@ -21,7 +21,7 @@ void bn_add_act_kernel(const BnAddActArgs& a) {
       const auto bn = Layout::norm(norm, group.channel()), residual_bn = Layout::norm(residual_norm, group.channel());
       group.each([&](const auto& tile) {
         Vector<S> z = bn(tile.load(x));
-        if constexpr (kResidual) z += residual_bn(tile.load(residual));
+        if (residual) z += residual_bn(tile.load(residual));
         out.store(tile, activate<A>(z, slope));
       });
     });
@@ -36,8 +36,7 @@ void launch_bn_add_act(const BnAddActArgs& a) {
       visit_layout(a.view, [&](auto layout) {
         using T = typename decltype(type)::type;
         using Layout = decltype(layout);
-        constexpr Activation A = decltype(activation)::value;
-        a.residual ? bn_add_act_kernel<T, A, Layout, true>(a) : bn_add_act_kernel<T, A, Layout, false>(a);
+        bn_add_act_kernel<T, decltype(activation)::value, Layout>(a);
       });
     });
   });

@@ -8,7 +8,7 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-template <class T, Activation A, class Layout, bool kResidual>
+template <class T, Activation A, class Layout>
 void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
   using S = Accumulate<T>;
   const auto* g_out = static_cast<const T*>(a.g_out);
@@ -29,7 +29,7 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
       group.each([&](const auto& tile) {
         const Vector<S> value = tile.load(x);
         Vector<S> z = bn(value), r{};
-        if constexpr (kResidual) {
+        if (residual) {
           r = tile.load(residual);
           z += residual_bn(r);
         }
@@ -37,14 +37,14 @@ void bn_add_act_backward_kernel(const BnAddActBackwardArgs& a) {
         sum_p += p;
         sum_px += p * (value - bn.mean);
         g_x.store(tile, writes_p ? p : p * bn.scale);
-        if constexpr (kResidual) {
+        if (residual) {
           sum_pr += p * (r - residual_bn.mean);
           if (!writes_p) g_residual.store(tile, p * residual_bn.scale);
         }
       });
       s.add(part, c, sum_p);
       t.add(part, c, sum_px);
-      if constexpr (kResidual) t_residual.add(part, c, sum_pr);
+      if (residual) t_residual.add(part, c, sum_pr);
     });
     s.flush(part, block);
     t.flush(part, block);
@@ -65,9 +65,7 @@ void launch_bn_add_act_backward(const BnAddActBackwardArgs& a) {
       visit_layout(a.view, [&](auto layout) {
         using T = typename decltype(type)::type;
         using Layout = decltype(layout);
-        constexpr Activation A = decltype(activation)::value;
-        a.residual ? bn_add_act_backward_kernel<T, A, Layout, true>(a)
-                   : bn_add_act_backward_kernel<T, A, Layout, false>(a);
+        bn_add_act_backward_kernel<T, decltype(activation)::value, Layout>(a);
       });
     });
   });

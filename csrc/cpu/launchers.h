@@ -3,14 +3,24 @@
 
 #include "kernels.h"
 
+// Passes over tensors multiply no matrices: a build with tile registers takes those of the build without.
+#ifndef FUSED_RESNET_PASSES
+#define FUSED_RESNET_PASSES FUSED_RESNET_TARGET
+#endif
+
 namespace fused_resnet {
-inline namespace FUSED_RESNET_TARGET {
+inline namespace FUSED_RESNET_PASSES {
 
 void launch_bn_add_act(const BnAddActArgs& a);
 void launch_bn_add_act_backward(const BnAddActBackwardArgs& a);
 void launch_bn_act_max_pool(const BnActMaxPoolArgs& a);
 void launch_bn_act_max_pool_backward(const BnActMaxPoolBackwardArgs& a);
 void launch_max_pool(const MaxPoolArgs& a);
+
+}  // namespace FUSED_RESNET_PASSES
+
+inline namespace FUSED_RESNET_TARGET {
+
 int64_t conv_packed_size(const ConvArgs& a);
 void launch_conv_pack(const ConvPackArgs& a);
 void launch_conv_forward(const ConvForwardArgs& a);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -124,6 +124,27 @@ def test_matches_stock(name: str) -> None:
     assert is_one_node(ours["out"])
     for key in want:
         assert_close_three_way(ours[key], stock_results[key], want[key], atol=2e-5)
+
+
+def nodes(out: Tensor) -> Iterator[str]:
+    """The names of the nodes of its graph, each node once."""
+    seen, waiting = set(), [out.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+            yield type(node).__name__
+
+
+@pytest.mark.parametrize("library", ["fused_resnet.models", "torchvision.models", "timm"])
+def test_every_block_of_a_network_is_one_node(library: str) -> None:
+    module = pytest.importorskip(library)
+    model = module.create_model("resnet18") if library == "timm" else module.resnet18()
+    fused_resnet.fuse(model)
+    names = list(nodes(model.train()(torch.randn(2, 3, 64, 64))))
+    assert names.count("ResidualBlockFunctionBackward") == 8
+    assert not any("AddBackward" in name for name in names)
 
 
 def frozen_parameter(model: nn.Module) -> None:
