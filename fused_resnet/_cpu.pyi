@@ -9,8 +9,8 @@ _Conv = tuple[int, int, tuple[int, ...], tuple[int, ...], int]  # the fields of 
 _Gradient = tuple[int, ...]  # those of ConvGradient
 # conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint
 _Layer = tuple[_Conv, _Activation, int, int, int, _Norm, tuple[int, ...], int, int, int]
-# conv, weight_gradient, activation, weight, bn_weight, bn_bias, eps, running, x
-_TrainedLayer = tuple[_Conv, int, _Activation, int, int, int, float, tuple[int, int, int, float], int]
+# conv, weight_gradient, activation, eps, momentum, x
+_TrainedLayer = tuple[_Conv, int, _Activation, float, float, int]
 
 def isa() -> str: ...
 def has_dot_products() -> bool: ...
@@ -96,11 +96,14 @@ class TrainingBlock:
     def is_current(self) -> bool: ...
     @property
     def backward_bytes(self) -> int: ...
-    def forward(self, x: int, raw: list[int], statistics: int, out: int) -> None: ...
+    def forward(
+        self, x: int, parameters: list[int], running: list[int], raw: list[int], statistics: int, out: int
+    ) -> None: ...
     def backward(
         self,
         g_out: int,
         x: int,
+        parameters: list[int],
         raw: list[int],
         statistics: int,
         memory: int,

@@ -34,9 +34,7 @@ using Conv = std::tuple<int, int, Shape, Strides, int>;                    // dt
 using Gradient = std::tuple<Address, Address, Address, Address, Address>;  // the fields of ConvGradient
 // conv, activation, weight, packed, bias, bn; pool, x, residual, fingerprint: the fields of PreparedLayer
 using Layer = std::tuple<Conv, Act, Address, Address, Address, Norm, Pool, int, int, uint64_t>;
-using Running = std::tuple<Address, Address, Address, double>;  // the fields of RunningStatistics
-// conv, weight_gradient, activation, weight, bn_weight, bn_bias, eps, running, x: the fields of TrainingLayer
-using TrainedLayer = std::tuple<Conv, int, Act, Address, Address, Address, double, Running, int>;
+using TrainedLayer = std::tuple<Conv, int, Act, double, double, int>;  // the fields of TrainingLayer
 using Addresses = std::vector<Address>;
 
 void* pointer(Address address) {
@@ -151,18 +149,8 @@ bool run_prepared(const PreparedConvs& convs, const Addresses& given, Address ou
 
 TrainingBlock training_block(const std::vector<TrainedLayer>& layers, int residual) {
   std::vector<TrainingLayer> made;
-  for (const auto& [conv, weight_gradient, act, weight, bn_weight, bn_bias, eps, running, x] : layers) {
-    const auto [mean, var, batches, momentum] = running;
-    made.push_back({conv_args(conv),
-                    ConvAlgorithm(weight_gradient),
-                    activation(act),
-                    pointer(weight),
-                    pointer(bn_weight),
-                    pointer(bn_bias),
-                    eps,
-                    {pointer(mean), pointer(var), static_cast<int64_t*>(pointer(batches)), momentum},
-                    x});
-  }
+  for (const auto& [conv, weight_gradient, act, eps, momentum, x] : layers)
+    made.push_back({conv_args(conv), ConvAlgorithm(weight_gradient), activation(act), eps, momentum, x});
   return {std::move(made), residual};
 }
 
@@ -172,14 +160,19 @@ std::vector<void*> pointers(const Addresses& addresses) {
   return made;
 }
 
-void forward_block(const TrainingBlock& block, Address x, const Addresses& raw, Address statistics, Address out) {
-  block.forward({pointer(x), pointers(raw), static_cast<char*>(pointer(statistics))}, pointer(out));
+BlockState block_state(Address x, const Addresses& parameters, const Addresses& raw, Address statistics) {
+  return {pointer(x), pointers(parameters), pointers(raw), static_cast<char*>(pointer(statistics))};
 }
 
-void backward_block(const TrainingBlock& block, Address g_out, Address x, const Addresses& raw, Address statistics,
-                    Address memory, Address g_x, const Addresses& g_weight, Address g_bn) {
-  block.backward(pointer(g_out), {pointer(x), pointers(raw), static_cast<char*>(pointer(statistics))},
-                 static_cast<char*>(pointer(memory)),
+void forward_block(const TrainingBlock& block, Address x, const Addresses& parameters, const Addresses& running,
+                   const Addresses& raw, Address statistics, Address out) {
+  block.forward(block_state(x, parameters, raw, statistics), pointers(running), pointer(out));
+}
+
+void backward_block(const TrainingBlock& block, Address g_out, Address x, const Addresses& parameters,
+                    const Addresses& raw, Address statistics, Address memory, Address g_x, const Addresses& g_weight,
+                    Address g_bn) {
+  block.backward(pointer(g_out), block_state(x, parameters, raw, statistics), static_cast<char*>(pointer(memory)),
                  {pointer(g_x), pointers(g_weight), static_cast<char*>(pointer(g_bn))});
 }
 

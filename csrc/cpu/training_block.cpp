@@ -29,16 +29,17 @@ S moved(S from, S to, S momentum) {
   return std::abs(momentum) < S(0.5) ? from + momentum * (to - from) : to - (to - from) * (S(1) - momentum);
 }
 
+// `running` are mean, variance and number of batches.
 template <class S>
-void move(const RunningStatistics& running, const ConvShape& shape, const void* mean, const void* var) {
+void move(void* const* running, double by, const ConvShape& shape, const void* mean, const void* var) {
   const auto count = static_cast<double>(pixels(shape));
-  const S unbiased = static_cast<S>(count / (count - 1)), momentum = static_cast<S>(running.momentum);
+  const S unbiased = static_cast<S>(count / (count - 1)), momentum = static_cast<S>(by);
+  auto *to_mean = static_cast<S*>(running[0]), *to_var = static_cast<S*>(running[1]);
   for (int64_t k = 0; k < shape.out_channels; ++k) {
-    if (auto* to = static_cast<S*>(running.mean)) to[k] = moved(to[k], static_cast<const S*>(mean)[k], momentum);
-    if (auto* to = static_cast<S*>(running.var))
-      to[k] = moved(to[k], static_cast<const S*>(var)[k] * unbiased, momentum);
+    if (to_mean) to_mean[k] = moved(to_mean[k], static_cast<const S*>(mean)[k], momentum);
+    if (to_var) to_var[k] = moved(to_var[k], static_cast<const S*>(var)[k] * unbiased, momentum);
   }
-  if (running.batches) ++*running.batches;
+  if (running[2]) ++*static_cast<int64_t*>(running[2]);
 }
 
 }  // namespace
@@ -83,19 +84,20 @@ TrainingBlock::Value TrainingBlock::value(const BlockState& state, int number) c
   if (number == 0) return {state.x, {}, kIdentity};
   const size_t layer = static_cast<size_t>(number) - 1;
   const TrainingLayer& l = layers_[layer];
-  return {state.raw[layer], {mean(state, layer), var(state, layer), l.bn_weight, l.bn_bias, l.eps}, l.activation};
+  void* const* parameters = &state.parameters[3 * layer];
+  return {state.raw[layer], {mean(state, layer), var(state, layer), parameters[1], parameters[2], l.eps}, l.activation};
 }
 
 bool TrainingBlock::is_current() const {
   return &active_kernels() == kernels_;
 }
 
-void TrainingBlock::forward(const BlockState& state, void* out) const {
+void TrainingBlock::forward(const BlockState& state, const std::vector<void*>& running, void* out) const {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const TrainingLayer& l = layers_[i];
     const Value x = value(state, l.x);
-    kernels_->conv_forward(
-        {l.conv, x.activation, x.data, x.bn, l.weight, nullptr, state.raw[i], mean(state, i), var(state, i)});
+    kernels_->conv_forward({l.conv, x.activation, x.data, x.bn, state.parameters[3 * i], nullptr, state.raw[i],
+                            mean(state, i), var(state, i)});
   }
   const ConvArgs& last = layers_.back().conv;
   const Value x = value(state, static_cast<int>(layers_.size())), residual = value(state, residual_);
@@ -103,7 +105,7 @@ void TrainingBlock::forward(const BlockState& state, void* out) const {
       {last.dtype, x.activation, output_view(last.shape), last.threads, x.data, x.bn, residual.data, residual.bn, out});
   for (size_t i = 0; i < layers_.size(); ++i) {
     const auto step = layers_[i].conv.dtype == DType::float64 ? move<double> : move<float>;
-    step(layers_[i].running, layers_[i].conv.shape, mean(state, i), var(state, i));
+    step(&running[3 * i], layers_[i].momentum, layers_[i].conv.shape, mean(state, i), var(state, i));
   }
 }
 
@@ -133,7 +135,8 @@ void TrainingBlock::backward(const void* g_out, const BlockState& state, char* m
                          is_added ? value(state, number).bn : BatchNormArgs{}};
     const Value x = value(state, l.x);
     void* const to = l.x == 0 ? gradients.x : memory + gradients_[static_cast<size_t>(l.x) - 1];
-    kernels_->conv_dgrad({l.conv, x.activation, g, x.data, x.bn, l.weight, l.x == 0 ? g_x : nullptr, to, g_bn(l.x)});
+    kernels_->conv_dgrad(
+        {l.conv, x.activation, g, x.data, x.bn, state.parameters[3 * i], l.x == 0 ? g_x : nullptr, to, g_bn(l.x)});
     if (l.x == 0) g_x = to;
     ConvArgs conv = l.conv;
     conv.algorithm = l.weight_gradient;

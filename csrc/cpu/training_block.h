@@ -3,19 +3,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 #include "kernels.h"
 
 namespace fused_resnet {
-
-// running += momentum (batch - running), with the unbiased variance of the batch.
-struct RunningStatistics {
-  void *mean, *var;  // [K] or null
-  int64_t* batches;  // their number, or null
-  double momentum;
-};
 
 // raw = conv(act(norm(value))), then a batch norm by its statistics and an activation, which whoever reads it applies.
 // Values are numbered: the block's input is 0, and layer i has value i + 1. float and double alone.
@@ -23,18 +15,15 @@ struct TrainingLayer {
   ConvArgs conv;
   ConvAlgorithm weight_gradient;
   ActivationArgs activation;
-  const void* weight;     // [K, C / groups, R, S]
-  const void* bn_weight;  // [K] or null
-  const void* bn_bias;    // [K] or null
-  double eps;
-  RunningStatistics running;
+  double eps, momentum;
   int x;  // number of a value
 };
 
-// What a training step keeps of a block. Statistics are [2, K] for each layer: mean and biased variance.
+// What a training step reads of a block, and keeps. Statistics are [2, K] for each layer: mean and biased variance.
 struct BlockState {
-  const void* x;           // [N, H, W, C], the block's input
-  std::vector<void*> raw;  // [N, OH, OW, K] of each layer
+  const void* x;                  // [N, H, W, C], the block's input
+  std::vector<void*> parameters;  // of each layer: weight [K, C / groups, R, S], weight [K] and bias [K] of its norm
+  std::vector<void*> raw;         // [N, OH, OW, K] of each layer
   char* statistics;
 };
 
@@ -54,8 +43,9 @@ class TrainingBlock {
   // Whether the instruction set is the one that the algorithms were chosen for.
   bool is_current() const;
 
-  // Writes what `state` points to, too.
-  void forward(const BlockState& state, void* out) const;
+  // Writes raw outputs and statistics too. `running` are mean [K], variance [K] and number of batches (int64) of each
+  // layer, or null: running += momentum (batch - running), with the unbiased variance of the batch.
+  void forward(const BlockState& state, const std::vector<void*>& running, void* out) const;
 
   // Memory that backward() works in.
   size_t backward_bytes() const { return backward_bytes_; }

@@ -14,7 +14,6 @@ __all__ = [
     "Conv",
     "MaxPool",
     "PreparedLayer",
-    "RunningStatistics",
     "TrainedLayer",
     "accumulate_dtype",
     "memory_format",
@@ -96,27 +95,17 @@ class PreparedLayer(NamedTuple):
     pool: MaxPool | None  # of the output
 
 
-class RunningStatistics(NamedTuple):
-    """What a batch in training moves, in place: ``running += momentum (batch - running)``; None where there is none."""
-
-    mean: Tensor | None  # [K]
-    var: Tensor | None  # [K], unbiased
-    batches: Tensor | None  # [], int64, their number
-    momentum: float
-
-
 class TrainedLayer(NamedTuple):
-    """A convolution and the batch norm and activation after it, in training, made ready; ``x`` as above.
+    """A convolution and the batch norm and activation after it, in training, made ready.
 
-    Value 0 is the input of all, value i + 1 the output of layer i.
+    ``x`` and ``weight`` count by their shapes, strides and types. Value 0 is the input of all, value i + 1 the output
+    of layer i.
     """
 
     x: Tensor  # [N, C, H, W]
     weight: Tensor  # [K, C / groups, R, S]
-    bn_weight: Tensor  # [K]
-    bn_bias: Tensor  # [K]
     eps: float
-    running: RunningStatistics
+    momentum: float
     activation: Activation
     conv: Conv
     x_value: int

@@ -104,6 +104,7 @@ def _backward(
     a = _Arguments(*args)
     run = backends.choose("bn_act_conv_backward", a.x, a.weight, a.conv)
     g_y, x = checks.channels_last(g_y, "g_y"), checks.channels_last(a.x)
+    y = None if y is None else checks.channels_last(y)  # a hook may have kept it in another layout
     return run(g_y, g_mean, g_var, x, a.bn, a.act, a.weight, y, y_mean, a.conv, tuple(output_mask))
 
 

@@ -182,6 +182,7 @@ LEFT_TO_THE_OPS: dict[str, Callable[[nn.Module], object]] = {
     "a convolution's bias": lambda m: setattr(m.conv2, "bias", nn.Parameter(torch.ones(C // 4))),
     "bfloat16": lambda m: m.bfloat16(),
     "statistics of another type": lambda m: setattr(m.bn1, "running_mean", m.bn1.running_mean.double()),
+    "statistics with gaps": lambda m: setattr(m.bn1, "running_mean", torch.randn(2 * C // 4)[::2]),
 }
 AS_ONE_NODE = {
     "no running statistics": lambda m: setattr(m, "bn2", nn.BatchNorm2d(C // 4, track_running_stats=False)),
@@ -286,6 +287,30 @@ def test_errors_are_those_of_the_ops_and_move_nothing() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+def test_a_vector_of_another_length_is_an_error(name: str) -> None:
+    model = block()
+    x = image(model)
+    model(x)
+    vector = getattr(model.bn2, name)
+    vector.data = vector.data[:3]  # at the same address
+    with pytest.raises((ValueError, RuntimeError), match=r"expected shape \[8\]|size"):
+        model(x)
+
+
+def test_parameters_may_move_between_forward_and_backward() -> None:
+    """Backward reads them where they are then, as the ops do."""
+    model = block("bottleneck_projection")
+    x = image(model)
+    want = torch.autograd.grad(copy.deepcopy(model)(x).square().sum(), x)
+    out = model(x)
+    for parameter in model.parameters():
+        kept = parameter.data.clone()
+        parameter.data.fill_(float("nan"))
+        parameter.data = kept
+    assert torch.equal(torch.autograd.grad(out.square().sum(), x)[0], want[0])
+
+
 def test_backward_raises_for_what_has_changed_or_is_gone() -> None:
     model = block()
     x = image(model)
@@ -339,7 +364,8 @@ def test_checkpoints_and_saved_tensors_hooks() -> None:
     model = block()
     x, twin = image(model), copy.deepcopy(model)
     want = torch.autograd.grad(twin(x).square().sum(), [x, *twin.parameters()])
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t * 1):
+    model.to(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.contiguous()):
         out = model(x)
     assert is_one_node(out)
     got = torch.autograd.grad(out.square().sum(), [x, *model.parameters()])

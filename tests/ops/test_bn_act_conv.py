@@ -7,6 +7,7 @@ import torch
 from support import stock_ops
 from support.cases import LAYOUTS, assert_op_matches_stock, batch_norm, image
 from support.oracle import relative_error
+from torch import Tensor
 
 from fused_resnet import ops
 
@@ -151,6 +152,20 @@ def test_frozen_inputs_get_no_gradient(target: str, frozen: str) -> None:
     )
     for t, g in zip(free, got, strict=True):
         assert torch.equal(g, want[id(t)])
+
+
+def test_what_a_hook_has_kept_in_another_layout(target: str) -> None:
+    """As ``save_on_cpu(pin_memory=True)`` does."""
+    x, weight, geometry = _case("3x3-stride2")
+    x, weight, bn = x.requires_grad_(), weight.requires_grad_(), batch_norm(x.shape[1])
+
+    def gradients() -> tuple[Tensor, ...]:
+        y, mean, var = ops.bn_act_conv(x, bn, "relu", weight, *geometry)
+        return torch.autograd.grad(y.square().sum() + mean.sum() + var.square().sum(), (x, weight))
+
+    want = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
+        assert all(map(torch.equal, gradients(), want))
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpu
-from ..arguments import RunningStatistics, TrainedLayer
+from ..arguments import TrainedLayer
 from . import native
 from .engine import Engine
 
@@ -16,10 +16,15 @@ __all__ = ["TrainingBlock", "prepare_training"]
 
 
 class TrainingBlock:
-    """A block of layers, each with its :class:`Engine`."""
+    """A block of layers, each with its :class:`Engine`. It holds no tensor.
+
+    Parameters are three a layer: the filter [K, C / groups, R, S] with the strides it was prepared with, and weight
+    and bias of the batch norm, [K] each and dense.
+    """
 
     def __init__(self, layers: Sequence[TrainedLayer], engines: Sequence[Engine], residual: int | None) -> None:
-        self._dtype, self._filters = layers[0].x.dtype, [engine.weight for engine in engines]
+        self._dtype = layers[0].x.dtype
+        self._filters = [(tuple(layer.weight.shape), layer.weight.stride()) for layer in layers]
         self._shapes = [engine.output_shape for engine in engines]
         self._channels = [shape[1] for shape in self._shapes]
         arguments = [
@@ -27,11 +32,8 @@ class TrainingBlock:
                 engine.arguments,
                 engine.weight_gradient_arguments(layer.conv, self._dtype)[1],
                 native.activation(layer.activation),
-                layer.weight.data_ptr(),
-                layer.bn_weight.data_ptr(),
-                layer.bn_bias.data_ptr(),
                 layer.eps,
-                _running(layer.running),
+                layer.momentum,
                 layer.x_value,
             )
             for layer, engine in zip(layers, engines, strict=True)
@@ -43,32 +45,49 @@ class TrainingBlock:
         """Whether the instruction set is the one that the algorithms were chosen for."""
         return self._block.is_current
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """out [N, K, OH, OW], and what backward needs: statistics [2 sum(K)], raw outputs [N, K, OH, OW] of the layers.
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        parameters: Sequence[Tensor],
+        running: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """out [N, K, OH, OW], and for backward: statistics [2 sum(K)], raw outputs [N, K, OH, OW] of the layers.
 
-        x is [N, C, H, W] in channels_last. Moves the running statistics.
+        x is in channels_last. Moves ``running``, three a layer: mean [K], variance [K], number of batches [].
         """
         raw = [native.empty_image(shape, self._dtype) for shape in self._shapes]
         out = native.empty_image(self._shapes[-1], self._dtype)
         statistics = torch.empty(2 * sum(self._channels), dtype=self._dtype)
-        self._block.forward(x.data_ptr(), [t.data_ptr() for t in raw], statistics.data_ptr(), out.data_ptr())
+        self._block.forward(
+            x.data_ptr(),
+            [t.data_ptr() for t in parameters],
+            [native.pointer(t) for t in running],
+            [t.data_ptr() for t in raw],
+            statistics.data_ptr(),
+            out.data_ptr(),
+        )
         return out, statistics, raw
 
     def backward(
         self,
         g_out: Tensor,  # [N, K, OH, OW]
         x: Tensor,  # [N, C, H, W]
+        parameters: Sequence[Tensor],
         statistics: Tensor,
         raw: Sequence[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """g_x [N, C, H, W], and of each layer g_weight [K, C / groups, R, S] and (g_bn_weight, g_bn_bias), [K] each."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """g_x [N, C, H, W] and the gradients of the parameters; images are in channels_last."""
         g_x = native.empty_like(x)
-        g_weights = [native.empty_like(weight) for weight in self._filters]
+        g_weights = [native.empty(*filters, self._dtype) for filters in self._filters]
         g_bn = torch.empty(4 * sum(self._channels), dtype=self._dtype)
         memory = native.empty((self._block.backward_bytes,), (1,), torch.uint8)
+        kept = [_with_strides(p, *f) for p, f in zip(parameters[::3], self._filters, strict=True)]
+        addresses = [t.data_ptr() for t in parameters]
+        addresses[::3] = [t.data_ptr() for t in kept]
         self._block.backward(
             g_out.data_ptr(),
             x.data_ptr(),
+            addresses,
             [t.data_ptr() for t in raw],
             statistics.data_ptr(),
             memory.data_ptr(),
@@ -76,25 +95,22 @@ class TrainingBlock:
             [t.data_ptr() for t in g_weights],
             g_bn.data_ptr(),
         )
+        del kept
         vectors = g_bn.split([k for channels in self._channels for k in (2 * channels, channels, channels)])
-        return g_x, g_weights, list(zip(vectors[1::3], vectors[2::3], strict=True))
-
-
-def _running(statistics: RunningStatistics) -> tuple[int, int, int, float]:
-    mean, var, batches, momentum = statistics
-    return native.pointer(mean), native.pointer(var), native.pointer(batches), momentum
+        gradients = zip(g_weights, vectors[1::3], vectors[2::3], strict=True)
+        return g_x, [g for layer in gradients for g in layer]
 
 
 def prepare_training(layers: Sequence[TrainedLayer], residual: int | None) -> TrainingBlock | None:
     """``layers`` as a block; None where they compute nothing, or numbers would have to be converted in each step."""
-    dtype = layers[0].x.dtype
     engines = [engine for a in layers if (engine := Engine.of(a.x, a.weight, a.conv)) is not None]
-    vectors = [v for a in layers for v in (a.bn_weight, a.bn_bias, a.running.mean, a.running.var) if v is not None]
-    counts = [a.running.batches for a in layers if a.running.batches is not None]
-    if dtype not in (torch.float32, torch.float64) or len(engines) < len(layers):
-        return None
-    if not all(v.dtype == dtype and v.is_contiguous() for v in vectors) or any(c.dtype != torch.int64 for c in counts):
+    if layers[0].x.dtype not in (torch.float32, torch.float64) or len(engines) < len(layers):
         return None
     if any(engine.weight.data_ptr() != a.weight.data_ptr() for engine, a in zip(engines, layers, strict=True)):
         return None  # a filter that is not dense
     return TrainingBlock(layers, engines, residual)
+
+
+def _with_strides(weight: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """``weight``, which autograd may have kept in another layout."""
+    return weight if weight.stride() == stride else weight.new_empty_strided(shape, stride).copy_(weight)
