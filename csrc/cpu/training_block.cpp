@@ -63,7 +63,7 @@ void TrainingBlock::lay_out() {
     return places.add(conv.dtype, pixels(conv.shape), conv.shape.out_channels, step, last);
   };
   const auto step_of = [&](int number) { return count + 1 - static_cast<size_t>(number); };
-  if (residual_ != 0) p_ = add(count - 1, 0, residual_ > 0 ? step_of(residual_) : 1);
+  if (!tail_writes_g_x()) p_ = add(count - 1, 0, residual_ > 0 ? step_of(residual_) : 1);
   gradients_.resize(count);
   for (int number = static_cast<int>(count); number > 0; --number)
     if (const int x = layers_[static_cast<size_t>(number) - 1].x; x > 0)
@@ -86,6 +86,11 @@ TrainingBlock::Value TrainingBlock::value(const BlockState& state, int number) c
   const TrainingLayer& l = layers_[layer];
   void* const* parameters = &state.parameters[3 * layer];
   return {state.raw[layer], {mean(state, layer), var(state, layer), parameters[1], parameters[2], l.eps}, l.activation};
+}
+
+// p is the residual's gradient, and stays until the last convolution has read it.
+bool TrainingBlock::tail_writes_g_x() const {
+  return residual_ == 0 && layers_.back().x != 0;
 }
 
 bool TrainingBlock::is_current() const {
@@ -112,7 +117,7 @@ void TrainingBlock::forward(const BlockState& state, const std::vector<void*>& r
 void TrainingBlock::backward(const void* g_out, const BlockState& state, char* memory,
                              const BlockGradients& gradients) const {
   const int count = static_cast<int>(layers_.size());
-  void* const p = residual_ == 0 ? gradients.x : memory + p_;
+  void* const p = tail_writes_g_x() ? gradients.x : memory + p_;
   const auto g_bn = [&](int number) -> void* {
     return number <= 0 ? nullptr : gradients.bn + 4 * vectors_[static_cast<size_t>(number) - 1];
   };

@@ -62,13 +62,14 @@ class TrainingBlock {
   Value value(const BlockState& state, int number) const;
   void* mean(const BlockState& state, size_t layer) const;
   void* var(const BlockState& state, size_t layer) const;
+  bool tail_writes_g_x() const;
   void lay_out();
 
   const Kernels* kernels_;
   std::vector<TrainingLayer> layers_;
   int residual_;
   std::vector<size_t> vectors_;    // of each layer, in bytes for one [K], where those of the layers before it end
-  size_t p_ = 0;                   // places in backward's memory: of what the tail writes, unless that is g_x,
+  size_t p_ = 0;                   // places in backward's memory: of what the tail writes, unless into g_x,
   std::vector<size_t> gradients_;  // and of the gradients of the layers' raw outputs
   size_t backward_bytes_ = 0;
 };

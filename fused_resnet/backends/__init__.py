@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import PreparedLayer, TrainedLayer
+from .arguments import Conv, PreparedLayer, TrainedLayer
 
 __all__ = [
     "Backend",
@@ -124,26 +124,31 @@ def prepare_convs(given: int, layers: Sequence[PreparedLayer]) -> Callable[..., 
     It takes the values that are given, so many, and returns the last layer's output. None where the backend
     has nothing to prepare, or lacks a layer.
     """
-    call: Callable[..., Any] | None = _prepare("prepare_convs", "conv_bn_add_act", layers, given, layers)
+    cases = [(a.x, a.weight, a.conv) for a in layers]
+    call: Callable[..., Any] | None = _prepare("prepare_convs", "conv_bn_add_act", cases, given, layers)
     return call
 
 
-def prepare_training(layers: Sequence[TrainedLayer], residual: int | None) -> Any:
+def prepare_training(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], layers: Sequence[TrainedLayer], residual: int | None
+) -> Any:
     """These layers of bn_act_conv, and bn_add_act behind them, as one object with ``forward`` and ``backward``.
 
-    See :class:`.cpu.training_block.TrainingBlock`. ``residual`` is the number of the value that is added, if any. None
-    where the backend has nothing to prepare, or lacks a layer.
+    See :class:`.cpu.training_block.TrainingBlock`. ``inputs`` [N, C, H, W] and ``weights`` [K, C / groups, R, S] count
+    by their shapes, strides and types; ``residual`` is the number of the value that is added, if any. None where the
+    backend has nothing to prepare, or lacks a layer.
     """
-    return _prepare("prepare_training", "bn_act_conv", layers, layers, residual)
+    cases = [(x, weight, a.conv) for x, weight, a in zip(inputs, weights, layers, strict=True)]
+    return _prepare("prepare_training", "bn_act_conv", cases, inputs, weights, layers, residual)
 
 
-def _prepare(function: str, op: str, layers: Sequence[PreparedLayer | TrainedLayer], *args: Any) -> Any:
-    device = layers[0].x.device.type
+def _prepare(function: str, op: str, cases: Sequence[tuple[Tensor, Tensor, Conv]], *args: Any) -> Any:
+    device = cases[0][0].device.type
     name = requested_backend() or _default(device)
     prepare = getattr(_module(name), function, None)
     if prepare is None or device not in backends()[name].devices:
         return None
-    if any(_module(name).unsupported(op, a.x, a.weight, a.conv) for a in layers):
+    if any(_module(name).unsupported(op, *case) for case in cases):
         return None
     return prepare(*args)
 

@@ -96,14 +96,11 @@ class PreparedLayer(NamedTuple):
 
 
 class TrainedLayer(NamedTuple):
-    """A convolution and the batch norm and activation after it, in training, made ready.
+    """The numbers of a convolution in training and of the batch norm and activation after it.
 
-    ``x`` and ``weight`` count by their shapes, strides and types. Value 0 is the input of all, value i + 1 the output
-    of layer i.
+    Value 0 is the input of all, value i + 1 the output of layer i.
     """
 
-    x: Tensor  # [N, C, H, W]
-    weight: Tensor  # [K, C / groups, R, S]
     eps: float
     momentum: float
     activation: Activation

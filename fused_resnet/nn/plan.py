@@ -217,8 +217,8 @@ class Plan:
     def run(self, root: nn.Module, args: Sequence[Any]) -> Any:
         """What the forward of ``root`` returns."""
         if not prepared.is_watched() and (layers := self._block(root)) is not None:
-            x = checks.channels_last(args[0])
-            out = (trained if torch.is_grad_enabled() else prepared).run(root, layers, x)
+            args = (checks.channels_last(args[0]), *args[1:])
+            out = (trained if torch.is_grad_enabled() else prepared).run(root, layers, args[0])
             if out is not None:
                 return out
         values: Values = [None] * self.size

@@ -29,7 +29,7 @@ from ..ops.conv_bn_add_act import check
 from .batch_norm import uses_batch_statistics
 from .recognise import activation_of
 
-__all__ = ["Layer", "is_observed", "is_watched", "run", "settings", "vectors"]
+__all__ = ["Layer", "is_observed", "is_watched", "run", "settings", "tensor_of", "vectors"]
 
 
 class Layer(NamedTuple):
@@ -58,7 +58,7 @@ def run(owner: nn.Module, layers: Sequence[Layer], *given: Tensor) -> Tensor | N
     ``given`` are [N, C, H, W], of which each is read as a layer's ``x`` or ``residual``. ``owner`` is what the
     preparation is remembered for. Raises as :func:`fused_resnet.ops.conv_bn_add_act`.
     """
-    if is_observed() or not all(type(t) is Tensor and t.is_cpu for t in given):
+    if is_observed() or not all(type(t) is Tensor and t.is_cpu and not t.is_neg() for t in given):
         return None
     given = tuple(checks.channels_last(t) for t in given)
     state = _state(layers, given)
@@ -107,15 +107,17 @@ def settings() -> tuple[Any, ...]:
 
 def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] | None:
     """All that a prepared call rests on, to be compared; None where it is nothing that can be prepared."""
+    if given[0].dtype not in (torch.float32, torch.float64):
+        return None  # numbers would have to be converted in each call
     state = list(settings())
     for t in given:
         state += (t.shape, t.dtype)
     for conv, bn, activation, x, residual, pool in layers:
-        weight, bias = conv._parameters.get("weight"), conv._parameters.get("bias")
+        weight, bias = tensor_of(conv, "weight"), tensor_of(conv, "bias")
         if uses_batch_statistics(bn) or type(weight) is not nn.Parameter or weight.is_inference():
             return None
         state += (id(weight), weight._version, weight.shape, weight.stride(), activation_of(activation), x, residual)
-        state += (conv.stride, conv.padding, conv.dilation, conv.groups, bn.eps)
+        state += (tuple(conv.stride), tuple(conv.padding), tuple(conv.dilation), conv.groups, float(bn.eps))
         if pool is not None:
             state += (pool.kernel_size, pool.stride, pool.padding)
         for t in (weight, bias, *vectors(bn)):
@@ -129,10 +131,16 @@ def _state(layers: Sequence[Layer], given: Sequence[Tensor]) -> tuple[Any, ...] 
 
 
 def vectors(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
-    """Mean, var, weight and bias, each [K] or None, without the detour by ``nn.Module.__getattr__``."""
-    parameters, buffers = bn._parameters, bn._buffers
-    affine = parameters if "weight" in parameters else buffers  # FrozenBatchNorm2d has buffers alone
-    return buffers.get("running_mean"), buffers.get("running_var"), affine.get("weight"), affine.get("bias")
+    """Mean, var, weight and bias, each [K] or None."""
+    return tuple(tensor_of(bn, name) for name in ("running_mean", "running_var", "weight", "bias"))
+
+
+def tensor_of(module: nn.Module, name: str) -> Any:
+    """A parameter, buffer or plain attribute, mostly without the detour by ``nn.Module.__getattr__``."""
+    for tensors in (module._parameters, module._buffers):
+        if name in tensors:
+            return tensors[name]
+    return getattr(module, name)
 
 
 def _prepare(layers: Sequence[Layer], given: Sequence[Tensor], state: tuple[Any, ...]) -> _Prepared | None:

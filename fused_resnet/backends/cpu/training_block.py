@@ -22,9 +22,9 @@ class TrainingBlock:
     and bias of the batch norm, [K] each and dense.
     """
 
-    def __init__(self, layers: Sequence[TrainedLayer], engines: Sequence[Engine], residual: int | None) -> None:
-        self._dtype = layers[0].x.dtype
-        self._filters = [(tuple(layer.weight.shape), layer.weight.stride()) for layer in layers]
+    def __init__(self, engines: Sequence[Engine], layers: Sequence[TrainedLayer], residual: int | None) -> None:
+        self._dtype = engines[0].weight.dtype
+        self._filters = [(tuple(engine.weight.shape), engine.weight.stride()) for engine in engines]
         self._shapes = [engine.output_shape for engine in engines]
         self._channels = [shape[1] for shape in self._shapes]
         arguments = [
@@ -36,7 +36,7 @@ class TrainingBlock:
                 layer.momentum,
                 layer.x_value,
             )
-            for layer, engine in zip(layers, engines, strict=True)
+            for engine, layer in zip(engines, layers, strict=True)
         ]
         self._block = _cpu.TrainingBlock(arguments, -1 if residual is None else residual)
 
@@ -81,13 +81,12 @@ class TrainingBlock:
         g_weights = [native.empty(*filters, self._dtype) for filters in self._filters]
         g_bn = torch.empty(4 * sum(self._channels), dtype=self._dtype)
         memory = native.empty((self._block.backward_bytes,), (1,), torch.uint8)
-        kept = [_with_strides(p, *f) for p, f in zip(parameters[::3], self._filters, strict=True)]
-        addresses = [t.data_ptr() for t in parameters]
-        addresses[::3] = [t.data_ptr() for t in kept]
+        kept = [t.contiguous() for t in parameters]
+        kept[::3] = [_with_strides(p, *f) for p, f in zip(parameters[::3], self._filters, strict=True)]
         self._block.backward(
             g_out.data_ptr(),
             x.data_ptr(),
-            addresses,
+            [t.data_ptr() for t in kept],
             [t.data_ptr() for t in raw],
             statistics.data_ptr(),
             memory.data_ptr(),
@@ -101,16 +100,21 @@ class TrainingBlock:
         return g_x, [g for layer in gradients for g in layer]
 
 
-def prepare_training(layers: Sequence[TrainedLayer], residual: int | None) -> TrainingBlock | None:
+def prepare_training(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], layers: Sequence[TrainedLayer], residual: int | None
+) -> TrainingBlock | None:
     """``layers`` as a block; None where they compute nothing, or numbers would have to be converted in each step."""
-    engines = [engine for a in layers if (engine := Engine.of(a.x, a.weight, a.conv)) is not None]
-    if layers[0].x.dtype not in (torch.float32, torch.float64) or len(engines) < len(layers):
+    if inputs[0].dtype not in (torch.float32, torch.float64):
         return None
-    if any(engine.weight.data_ptr() != a.weight.data_ptr() for engine, a in zip(engines, layers, strict=True)):
+    cases = zip(inputs, weights, layers, strict=True)
+    engines = [engine for x, weight, layer in cases if (engine := Engine.of(x, weight, layer.conv)) is not None]
+    if len(engines) < len(layers):
+        return None
+    if any(engine.weight.data_ptr() != weight.data_ptr() for engine, weight in zip(engines, weights, strict=True)):
         return None  # a filter that is not dense
-    return TrainingBlock(layers, engines, residual)
+    return TrainingBlock(engines, layers, residual)
 
 
 def _with_strides(weight: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """``weight``, which autograd may have kept in another layout."""
+    """``weight``, which may have moved to another layout."""
     return weight if weight.stride() == stride else weight.new_empty_strided(shape, stride).copy_(weight)
