@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+from support.observers import OBSERVERS
 from support.oracle import assert_close_three_way, relative_error
 from support.parity import randomise_batch_norms, stock_twin
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from fused_resnet import ops, set_float32_conv_precision
@@ -230,30 +228,7 @@ def test_a_network_is_one_call(name: str, calls: list[int]) -> None:
         assert torch.equal(seen[0], before)  # what a hook has seen is nobody's working memory
 
 
-class Functions(TorchFunctionMode):
-    def __torch_function__(
-        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        return function(*args, **(kwargs or {}))
-
-
-class Ops(TorchDispatchMode):
-    def __torch_dispatch__(self, op: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
-        return op(*args, **(kwargs or {}))
-
-
-OBSERVERS: dict[str, Callable[[], AbstractContextManager]] = {
-    "nobody": nullcontext,
-    "function mode": Functions,
-    "dispatch mode": Ops,
-    "profiler": torch.profiler.profile,
-    "autograd profiler": torch.autograd.profiler.profile,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "gradients": torch.enable_grad,
-}
-
-
-@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("observer", [*OBSERVERS, "gradients"])
 def test_whoever_looks_sees_ops(observer: str, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = module().requires_grad_(False), torch.randn(1, C, 8, 8)
     seen = []
@@ -262,7 +237,7 @@ def test_whoever_looks_sees_ops(observer: str, calls: list[int], monkeypatch: py
     with torch.no_grad():
         want = model(x)
         assert (calls, seen) == ([3], [])
-        with OBSERVERS[observer]():
+        with (OBSERVERS | {"gradients": torch.enable_grad})[observer]():
             got = model(x)
     assert (calls, seen) == (([3, 3], []) if observer == "nobody" else ([3], [1, 1, 1]))
     torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)

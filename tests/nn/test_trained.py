@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.blocks import BLOCKS, C, Functions, assert_same, block, image, is_one_node, step
+from support.blocks import BLOCKS, C, assert_same, block, image, is_one_node, step
+from support.observers import Functions
 from support.oracle import assert_close_three_way
 from support.parity import randomise_batch_norms, stock_twin
 from torch import Tensor, nn

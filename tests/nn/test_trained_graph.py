@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from support.blocks import C, Functions, Ops, block, image, is_one_node, step
+from support.blocks import C, block, image, is_one_node, step
+from support.observers import OBSERVERS
 from support.oracle import relative_error
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,15 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from fused_resnet.nn import Bottleneck
 
 pytest.importorskip("fused_resnet._cpu", reason="the native module is not built")
-
-OBSERVERS: dict[str, Callable[[], AbstractContextManager]] = {
-    "nobody": nullcontext,
-    "function mode": Functions,
-    "dispatch mode": Ops,
-    "profiler": torch.profiler.profile,
-    "autograd profiler": torch.autograd.profiler.profile,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from support.oracle import relative_error
 from support.parity import randomise_batch_norms
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet.nn import BasicBlock, Bottleneck
 
-__all__ = ["BLOCKS", "C", "Functions", "Ops", "assert_same", "block", "image", "is_one_node", "step"]
+__all__ = ["BLOCKS", "C", "assert_same", "block", "image", "is_one_node", "step"]
 
 C = 32
 
@@ -44,18 +41,6 @@ def image(model: nn.Module, n: int = 3, h: int = 9, w: int = 8) -> Tensor:
     weight = model.conv1.weight
     x = torch.randn(n, weight.shape[1], h, w, dtype=weight.dtype)
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-class Functions(TorchFunctionMode):
-    """Looks at every function, and so has blocks run their ops."""
-
-    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return function(*args, **(kwargs or {}))
-
-
-class Ops(TorchDispatchMode):
-    def __torch_dispatch__(self, op: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return op(*args, **(kwargs or {}))
 
 
 def is_one_node(out: Tensor) -> bool:
