@@ -1,8 +1,7 @@
 """Tests again on a build with a sanitizer, each mode in a process of its own.
 
 ``PYTHONPATH=tests python -m cuda_on_cpu.sanitized MODE ...`` runs all that reaches a kernel: the op suite, but for
-gradcheck, opcheck and compile, and the fused convolution's tests. CI does so too, in test_sanitized.py and
-tests/cuda/test_fused_conv_sanitized.py.
+gradcheck, opcheck and compile, and the fused convolution's tests. CI does so too, in test_sanitized.py.
 """
 
 from __future__ import annotations
@@ -14,28 +13,27 @@ from collections.abc import Iterable
 
 from cuda_on_cpu import build, cuda_emulated
 
-__all__ = ["FUSED_CONV", "KERNELS", "OP_SUITE", "assert_nothing_is_reported"]
+__all__ = ["KERNELS", "assert_nothing_is_reported"]
 
-_OPS = build.ROOT / "tests" / "ops"
-OP_SUITE = [str(_OPS / f"test_{op}.py") for op in ("bn_add_act", "bn_act_max_pool", "bn_act_conv", "conv_bn_add_act")]
-FUSED_CONV = [str(build.ROOT / "tests" / "cuda" / "test_fused_conv.py")]
+_OPS = ("bn_add_act", "bn_act_max_pool", "bn_act_conv", "conv_bn_add_act")
+_FILES = [*(f"tests/ops/test_{op}.py" for op in _OPS), "tests/cuda/test_fused_conv.py"]
 # Gradcheck and the like are PyTorch's code, slow, and reach no kernel that others do not; "same bits" repeats calls;
 # work for a whole device is a choice between tiles that others run in.
 KERNELS = "(cuda_emulated or test_fused_conv) and not (gradcheck or opcheck or compile or same_bits or whole_device)"
 
 
-def command(selection: str, files: Iterable[str]) -> list[str]:
+def command(selection: str) -> list[str]:
     settings = ("timeout=0", "console_output_style=progress-even-when-capture-no")
     options = ("-q", "-s", "-p", "no:cacheprovider", *(word for setting in settings for word in ("-o", setting)))
-    return [sys.executable, "-m", "pytest", *options, "-k", selection, *files]
+    return [sys.executable, "-m", "pytest", *options, "-k", selection, *_FILES]
 
 
-def assert_nothing_is_reported(mode: str, selection: str, files: Iterable[str]) -> None:
+def assert_nothing_is_reported(mode: str, selection: str) -> None:
     """Runs the tests of ``selection`` on the build of this mode: all pass, and none is skipped."""
     cuda_emulated.ensure()
     build.build(mode, cuda_emulated.FOLDER)
     done = subprocess.run(
-        command(selection, files),
+        command(selection),
         cwd=build.ROOT,
         env=build.environment(mode),
         capture_output=True,
@@ -60,7 +58,7 @@ def main(modes: Iterable[str]) -> int:
         print(f"{mode}: {KERNELS}", flush=True)
         before = processor_minutes()
         code = subprocess.run(
-            command(KERNELS, [*OP_SUITE, *FUSED_CONV]), cwd=build.ROOT, env=build.environment(mode), check=False
+            command(KERNELS), cwd=build.ROOT, env=build.environment(mode), check=False
         ).returncode
         outcome = {0: "nothing is reported", build.SANITIZER_EXIT_CODE: "the sanitizer has reported"}
         minutes = processor_minutes() - before
