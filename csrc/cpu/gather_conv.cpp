@@ -43,6 +43,8 @@ void pack_panel(const Filter<S>& f, const Phase& phase, int64_t first_input, int
       const S* block = from + (first_input + i) * f.input_stride + first * f.output_stride;
       if (is_dense && f.output_stride == 1) {  // dgrad's: the outputs lie side by side
         for (int64_t k = 0; k < n; ++k) std::copy_n(block + k * f.input_stride, outputs, panel + k * columns);
+      } else if (is_dense && f.input_stride == 1) {
+        transpose(block, f.output_stride, outputs, n, panel, columns);
       } else if (is_dense) {
         for (int64_t o = 0; o < outputs; ++o)
           for (int64_t k = 0; k < n; ++k) panel[k * columns + o] = block[o * f.output_stride + k * f.input_stride];

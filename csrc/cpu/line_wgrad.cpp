@@ -160,7 +160,8 @@ class LineWgrad {
     for (int64_t step = g_steps.begin; step < g_steps.end; ++step)
       each_tile(g_source_, stretches.g, step, k_tiles_, [&](const float* from, int64_t tile) {
         alignas(64) float turned[2 * kSquare];
-        for (const int64_t half : {int64_t{0}, kSquare}) transpose(from + half, kTileSide, turned + half, kTileSide);
+        for (const int64_t half : {int64_t{0}, kSquare})
+          transpose_square(from + half, kTileSide, turned + half, kTileSide);
         pack_squares<kParts>(turned, block.g + (tile * block_ + step) * kParts * kTileNumbers, kTileNumbers);
       });
   }

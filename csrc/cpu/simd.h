@@ -186,6 +186,54 @@ inline void store(T* p, Vector<Accumulate<T>> v, int n) {
   std::memcpy(p, lanes, n * sizeof(T));
 }
 
+// to[j, i] = from[i, j], 16 x 16 numbers: what a register of AVX-512 holds of floats, each way.
+constexpr int64_t kSquareSide = 16;
+inline void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
+  // Four rows' quarters in a register, and then 4 x 4 numbers in each quarter.
+  for (int64_t j = 0; j < kSquareSide; j += 4) {
+    __m512 rows[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      const auto quarter = [&](int64_t row) { return _mm_loadu_ps(from + (i + row) * from_stride + j); };
+      rows[i] = _mm512_castps128_ps512(quarter(0));
+      rows[i] = _mm512_insertf32x4(rows[i], quarter(4), 1);
+      rows[i] = _mm512_insertf32x4(rows[i], quarter(8), 2);
+      rows[i] = _mm512_insertf32x4(rows[i], quarter(12), 3);
+    }
+    const auto wide = [](__m512 v) { return _mm512_castps_pd(v); };
+    const __m512d low0 = wide(_mm512_unpacklo_ps(rows[0], rows[1])), low1 = wide(_mm512_unpacklo_ps(rows[2], rows[3]));
+    const __m512d high0 = wide(_mm512_unpackhi_ps(rows[0], rows[1])),
+                  high1 = wide(_mm512_unpackhi_ps(rows[2], rows[3]));
+    float* out = to + j * to_stride;
+    _mm512_storeu_pd(out, _mm512_unpacklo_pd(low0, low1));
+    _mm512_storeu_pd(out + to_stride, _mm512_unpackhi_pd(low0, low1));
+    _mm512_storeu_pd(out + 2 * to_stride, _mm512_unpacklo_pd(high0, high1));
+    _mm512_storeu_pd(out + 3 * to_stride, _mm512_unpackhi_pd(high0, high1));
+  }
+#else
+  for (int64_t j = 0; j < kSquareSide; ++j)
+    for (int64_t i = 0; i < kSquareSide; ++i) to[j * to_stride + i] = from[i * from_stride + j];
+#endif
+}
+
+// The same for any number of rows and columns of `from`.
+template <class S>
+inline void transpose(const S* from, int64_t from_stride, int64_t rows, int64_t columns, S* to, int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += kSquareSide)
+    for (int64_t j = 0; j < columns; j += kSquareSide) {
+      const int64_t height = std::min(kSquareSide, rows - i), width = std::min(kSquareSide, columns - j);
+      const S* corner = from + i * from_stride + j;
+      S* out = to + j * to_stride + i;
+      if constexpr (std::is_same_v<S, float>)
+        if (height == kSquareSide && width == kSquareSide) {
+          transpose_square(corner, from_stride, out, to_stride);
+          continue;
+        }
+      for (int64_t a = 0; a < height; ++a)
+        for (int64_t b = 0; b < width; ++b) out[b * to_stride + a] = corner[a * from_stride + b];
+    }
+}
+
 // Past the caches, for what is too large to be read from them again: the line is not fetched before it is written. `p`
 // is aligned to a register. fence() makes such stores visible before what follows.
 template <class S>

@@ -139,35 +139,6 @@ inline void split_pairs(const float* first, const float* second, BFloat16* to, i
   }
 }
 
-// to[j, i] = from[i, j], 16 x 16 numbers.
-inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-#if defined(__AVX512F__) && FUSED_RESNET_VECTOR_BYTES == 64
-  // Four rows' quarters in a register, and then 4 x 4 numbers in each quarter.
-  for (int64_t j = 0; j < kTileSide; j += 4) {
-    __m512 rows[4];
-    for (int64_t i = 0; i < 4; ++i) {
-      const auto quarter = [&](int64_t row) { return _mm_loadu_ps(from + (i + row) * from_stride + j); };
-      rows[i] = _mm512_castps128_ps512(quarter(0));
-      rows[i] = _mm512_insertf32x4(rows[i], quarter(4), 1);
-      rows[i] = _mm512_insertf32x4(rows[i], quarter(8), 2);
-      rows[i] = _mm512_insertf32x4(rows[i], quarter(12), 3);
-    }
-    const auto wide = [](__m512 v) { return _mm512_castps_pd(v); };
-    const __m512d low0 = wide(_mm512_unpacklo_ps(rows[0], rows[1])), low1 = wide(_mm512_unpacklo_ps(rows[2], rows[3]));
-    const __m512d high0 = wide(_mm512_unpackhi_ps(rows[0], rows[1])),
-                  high1 = wide(_mm512_unpackhi_ps(rows[2], rows[3]));
-    float* out = to + j * to_stride;
-    _mm512_storeu_pd(out, _mm512_unpacklo_pd(low0, low1));
-    _mm512_storeu_pd(out + to_stride, _mm512_unpackhi_pd(low0, low1));
-    _mm512_storeu_pd(out + 2 * to_stride, _mm512_unpacklo_pd(high0, high1));
-    _mm512_storeu_pd(out + 3 * to_stride, _mm512_unpackhi_pd(high0, high1));
-  }
-#else
-  for (int64_t j = 0; j < kTileSide; ++j)
-    for (int64_t i = 0; i < kTileSide; ++i) to[j * to_stride + i] = from[i * from_stride + j];
-#endif
-}
-
 // The products of parts (of a, of b) that count, small ones first as far as no register is loaded more often for it.
 struct PartPair {
   int a, b;

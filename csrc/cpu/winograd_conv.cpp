@@ -186,21 +186,36 @@ class WinogradConv {
 
 constexpr int64_t kPackedInputs = 16;  // at a time: a cache line of a filter in channels_last
 
-// The filters of kTaps x kTaps between `inputs` inputs and a register's lanes of outputs, tap by tap.
+// The filters of kTaps x kTaps between some inputs and a register's lanes of outputs.
 template <int kTaps, class S>
-void read_filters(const Filter<S>& f, int64_t input, int64_t inputs, int64_t output, int lanes,
-                  S (&taps)[kTaps * kTaps][kPackedInputs][kLanes<S>]) {
-  for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-    const S* from = f.data + input * f.input_stride + tap / kTaps * f.r_stride + tap % kTaps * f.s_stride;
-    if (f.output_stride == 1) {
-      for (int64_t c = 0; c < inputs; ++c) store(taps[tap][c], load(from + c * f.input_stride + output, lanes));
-      continue;
+class FilterRegisters {
+ public:
+  void read(const Filter<S>& f, int64_t input, int64_t inputs, int64_t output, int lanes) {
+    const S* from = f.data + input * f.input_stride + output * f.output_stride;
+    const bool is_contiguous = f.input_stride == kArea && f.r_stride == kTaps && f.s_stride == 1;
+    of_input_ = is_contiguous ? kArea : 1, of_tap_ = is_contiguous ? 1 : kPackedInputs;
+    if (is_contiguous) return transpose(from, f.output_stride, lanes, inputs * kArea, numbers_[0], kLanes<S>);
+    for (int tap = 0; tap < kArea; ++tap) {
+      const S* own = from + tap / kTaps * f.r_stride + tap % kTaps * f.s_stride;
+      S* to = numbers_[tap * kPackedInputs];
+      if (f.input_stride == 1)
+        transpose(own, f.output_stride, lanes, inputs, to, kLanes<S>);
+      else if (f.output_stride == 1)
+        for (int64_t c = 0; c < inputs; ++c, to += kLanes<S>) store(to, load(own + c * f.input_stride, lanes));
+      else
+        for (int64_t c = 0; c < inputs; ++c, to += kLanes<S>)
+          for (int lane = 0; lane < lanes; ++lane) to[lane] = own[lane * f.output_stride + c * f.input_stride];
     }
-    for (int lane = 0; lane < lanes; ++lane)
-      for (int64_t c = 0; c < inputs; ++c)
-        taps[tap][c][lane] = from[(output + lane) * f.output_stride + c * f.input_stride];
   }
-}
+
+  // Of an input and a tap.
+  Vector<S> operator()(int64_t input, int tap) const { return load(numbers_[input * of_input_ + tap * of_tap_]); }
+
+ private:
+  static constexpr int kArea = kTaps * kTaps;
+  int64_t of_input_ = 1, of_tap_ = kPackedInputs;
+  alignas(64) S numbers_[kArea * kPackedInputs][kLanes<S>] = {};
+};
 
 // Transforms the filters of one panel for all products: [planes of outputs][panel][products of it][inputs, columns].
 template <class Form, class S>
@@ -214,15 +229,15 @@ void pack_panel(const Filter<S>& f, int64_t first, int64_t padded, S* packed) {
     for (int64_t i = r.begin; i < r.end; ++i)
       products[i] = packed + (r.begin * padded + first * (r.end - r.begin) + (i - r.begin) * columns) * f.inputs;
   }
-  S taps[kTaps * kTaps][kPackedInputs][N] = {};
+  FilterRegisters<kTaps, S> taps;
   for (int64_t input = 0; input < f.inputs; input += kPackedInputs)
     for (int64_t v = 0; v < columns; v += N) {
       const int64_t inputs = std::min(kPackedInputs, f.inputs - input);
       const int lanes = static_cast<int>(std::min<int64_t>(N, f.outputs - first - v));
-      read_filters<kTaps>(f, input, inputs, first + v, lanes, taps);
+      taps.read(f, input, inputs, first + v, lanes);
       for (int64_t c = 0; c < inputs; ++c) {
         const int64_t offset = (input + c) * columns + v;
-        Form::filter([&](int i, int j) { return load(taps[i * kTaps + j][c]); },
+        Form::filter([&](int i, int j) { return taps(c, i * kTaps + j); },
                      [&](int product, Vector<S> value) {
                        S* to = products[product] + offset;
                        streams ? stream(to, value) : store(to, value);

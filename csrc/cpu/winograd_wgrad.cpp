@@ -15,8 +15,14 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
-// Of L2, for a block of a thread's own and for its accumulator; of L3, for a block of all.
-constexpr int64_t kOwnBlockBytes = 512 * 1024, kOwnBytes = 256 * 1024, kSharedBlockBytes = 4 * 1024 * 1024;
+// Of L2, for a thread's own accumulator and for its block; of L3, for a block of all.
+inline int64_t own_bytes() {
+  return l2_bytes() * 5 / 16;
+}
+inline int64_t own_block_bytes() {
+  return std::max<int64_t>(l2_bytes() * 3 / 8, 512 * 1024);
+}
+constexpr int64_t kSharedBlockBytes = 4 * 1024 * 1024;
 constexpr int64_t kMinTiles = 128;  // of all: the longer a block, the less often the result is added to
 
 // One operand of the products, [crews, planes, tiles, channels].
@@ -53,12 +59,12 @@ class WinogradWgrad {
                  shape.pad_h, shape.pad_w),
         g_strip_(kOut, tiles_w_ * kOut, shape.out_channels, shape.out_height, shape.out_width, 0, 0) {
     sums_size_ = Form::kProducts * padded_rows_ * padded_columns_;
-    is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= kOwnBytes;
+    is_alone_ = sums_size_ * static_cast<int64_t>(sizeof(S)) <= own_bytes();
     const int64_t numbers = is_turned_ ? kInPlanes * padded_rows_ + kOutPlanes * padded_columns_
                                        : kInPlanes * padded_columns_ + kOutPlanes * padded_rows_;
     const int64_t row_bytes = tiles_w_ * numbers * static_cast<int64_t>(sizeof(S));
     const int64_t least = is_alone_ ? 1 : (kMinTiles + tiles_w_ - 1) / tiles_w_;
-    const int64_t rows = std::max((is_alone_ ? kOwnBlockBytes : kSharedBlockBytes) / row_bytes, least);
+    const int64_t rows = std::max((is_alone_ ? own_block_bytes() : kSharedBlockBytes) / row_bytes, least);
     block_rows_ = std::min(rows, shape.batch * tiles_h_);
     tiles_ = block_rows_ * tiles_w_;
     const int crews = is_alone_ ? threads : 1;
@@ -162,9 +168,10 @@ class WinogradWgrad {
           return total;
         };
         Form::filter_gradient(sum, [&](int r, int s, Vector<S> v) {
+          S* to = g_weight + row * row_stride + column * column_stride + r * w.r + s * w.s;
+          if (column_stride == 1) return store(to, v, lanes);
           S values[kLanes<S>];
           store(values, v);
-          S* to = g_weight + row * row_stride + column * column_stride + r * w.r + s * w.s;
           for (int i = 0; i < lanes; ++i) to[i * column_stride] = values[i];
         });
       }

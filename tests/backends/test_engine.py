@@ -177,6 +177,30 @@ def test_winograd_of_a_stem(
         assert_op_matches_stock(ops.bn_act_conv, stock_ops.bn_act_conv, args, dtype, atol=atol)
 
 
+@pytest.mark.parametrize("algorithm", ["direct", *WINOGRAD, "winograd_s2", "winograd_stem", *IN_PARTS])
+def test_filters_in_any_layout_give_the_same_bits(isa: str, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels_last, inputs before outputs, and as part of a larger filter; in direct also 1x1."""
+    monkeypatch.setenv("FUSED_RESNET_CONV", algorithm)
+    kernel, stride, padding = {"winograd_stem": (7, 2, 3), "winograd_s2": (3, 2, 1)}.get(algorithm, (3, 1, 1))
+    for size in (kernel, 1) if algorithm == "direct" else (kernel,):
+        weight = torch.randn(35, 37, size, size) * 0.1
+        layouts = (
+            weight,
+            weight.contiguous(memory_format=torch.channels_last),
+            weight.transpose(0, 1).contiguous().transpose(0, 1),
+            torch.cat([weight, weight], 1)[:, 37:],
+            torch.cat([weight, weight], 1).contiguous(memory_format=torch.channels_last)[:, :37],
+        )
+        args = (image(3, 37, 13, 11).requires_grad_(), batch_norm(37), "relu")
+        results = []
+        for w in layouts:
+            leaf = w.detach().requires_grad_()
+            y, mean, var = ops.bn_act_conv(*args, leaf, stride, padding)
+            results.append((y, mean, var, *torch.autograd.grad(y.square().sum() + var.sum(), (args[0], leaf))))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 # Forward, dgrad and wgrad: relative RMS error against float64, times stock's or as it is.
 FACTORS = {"winograd_f2": 3, "bf16x6": 2}
 LIMITS = dict.fromkeys(("winograd_f4", "winograd_f5", "winograd_s2", "winograd_stem", "bf16x3"), (5e-6, 5e-6, 6e-6))

@@ -57,9 +57,7 @@ def main(modes: Iterable[str]) -> int:
         build.build(mode, cuda_emulated.FOLDER)
         print(f"{mode}: {KERNELS}", flush=True)
         before = processor_minutes()
-        code = subprocess.run(
-            command(KERNELS), cwd=build.ROOT, env=build.environment(mode), check=False
-        ).returncode
+        code = subprocess.run(command(KERNELS), cwd=build.ROOT, env=build.environment(mode), check=False).returncode
         outcome = {0: "nothing is reported", build.SANITIZER_EXIT_CODE: "the sanitizer has reported"}
         minutes = processor_minutes() - before
         print(f"{mode}: {outcome.get(code, 'tests have failed')}, {minutes:.1f} processor minutes", flush=True)
