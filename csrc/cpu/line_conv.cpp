@@ -64,8 +64,8 @@ void read_step(const Filter<float>& f, const float* tap, int64_t input, int64_t 
     }
   } else if (f.output_stride == 1) {  // dgrad's
     for (int64_t i = 0; i < inputs; ++i) std::copy_n(from + i * f.input_stride, outputs, numbers[i]);
-  } else if (f.input_stride == 1 && outputs == kTileSide && inputs == kTileTerms) {
-    for (int64_t i = 0; i < inputs; i += kTileSide) transpose_square(from + i, f.output_stride, numbers[i], kTileSide);
+  } else if (f.input_stride == 1) {
+    transpose(from, f.output_stride, outputs, inputs, numbers[0], kTileSide);
   } else {
     for (int64_t o = 0; o < outputs; ++o)
       for (int64_t i = 0; i < inputs; ++i) numbers[i][o] = from[o * f.output_stride + i * f.input_stride];

@@ -1,8 +1,6 @@
 // Threads, and memory that lasts for one call.
 #pragma once
 
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -28,15 +26,6 @@ inline Range share(int64_t total, int part, int parts) {
   const int64_t each = total / parts, rest = total % parts;
   const int64_t begin = part * each + (part < rest ? part : rest);
   return {begin, begin + each + (part < rest ? 1 : 0)};
-}
-
-// Bytes of a core's second-level cache, 1 MiB where the system does not tell.
-inline int64_t l2_bytes() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
-  return 1024 * 1024;
 }
 
 // Threads worth waking for this many elements; a function of the size alone, so that sums keep their order.

@@ -186,14 +186,16 @@ class WinogradConv {
 
 constexpr int64_t kPackedInputs = 16;  // at a time: a cache line of a filter in channels_last
 
-// The filters of kTaps x kTaps between some inputs and a register's lanes of outputs.
+// The filters of kTaps x kTaps between some inputs and a register's lanes of outputs. A contiguous filter is turned as
+// it lies, input by input, any other tap by tap.
 template <int kTaps, class S>
 class FilterRegisters {
  public:
   void read(const Filter<S>& f, int64_t input, int64_t inputs, int64_t output, int lanes) {
     const S* from = f.data + input * f.input_stride + output * f.output_stride;
     const bool is_contiguous = f.input_stride == kArea && f.r_stride == kTaps && f.s_stride == 1;
-    of_input_ = is_contiguous ? kArea : 1, of_tap_ = is_contiguous ? 1 : kPackedInputs;
+    of_input_ = is_contiguous ? kArea : 1;
+    of_tap_ = is_contiguous ? 1 : kPackedInputs;
     if (is_contiguous) return transpose(from, f.output_stride, lanes, inputs * kArea, numbers_[0], kLanes<S>);
     for (int tap = 0; tap < kArea; ++tap) {
       const S* own = from + tap / kTaps * f.r_stride + tap % kTaps * f.s_stride;
@@ -208,12 +210,11 @@ class FilterRegisters {
     }
   }
 
-  // Of an input and a tap.
   Vector<S> operator()(int64_t input, int tap) const { return load(numbers_[input * of_input_ + tap * of_tap_]); }
 
  private:
   static constexpr int kArea = kTaps * kTaps;
-  int64_t of_input_ = 1, of_tap_ = kPackedInputs;
+  int64_t of_input_ = 1, of_tap_ = kPackedInputs;  // registers from one to the next
   alignas(64) S numbers_[kArea * kPackedInputs][kLanes<S>] = {};
 };
 

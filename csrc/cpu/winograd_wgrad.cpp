@@ -3,6 +3,8 @@
 //
 // As in gather_wgrad.cpp each thread has blocks of tiles and an accumulator of its own where the result is small. Where
 // it is large all threads transform a block together, and each then multiplies for a share of the result.
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -15,11 +17,20 @@ inline namespace FUSED_RESNET_TARGET {
 
 namespace {
 
+// Bytes of a core's second-level cache, 1 MiB where the system does not tell.
+int64_t l2_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 1024 * 1024;
+}
+
 // Of L2, for a thread's own accumulator and for its block; of L3, for a block of all.
-inline int64_t own_bytes() {
+int64_t own_bytes() {
   return l2_bytes() * 5 / 16;
 }
-inline int64_t own_block_bytes() {
+int64_t own_block_bytes() {
   return std::max<int64_t>(l2_bytes() * 3 / 8, 512 * 1024);
 }
 constexpr int64_t kSharedBlockBytes = 4 * 1024 * 1024;
